@@ -1,0 +1,300 @@
+"""Starting and stopping one VM, and making sure before the start that it shares only what we meant."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from _claude_sandbox import paths, places, template
+from _claude_sandbox.context import Context
+from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError, StartError
+from _claude_sandbox.files import write_atomic
+from _claude_sandbox.guest import Guest
+from _claude_sandbox.journal import Journal
+from _claude_sandbox.lima import BROKEN, RUNNING, STOPPED, Instance, reword
+from _claude_sandbox.values import Port
+
+STAMP = "claude-sandbox.ready"  # in the instance directory: which boot was seen to be ready
+READY_MARK = "/run/lima-boot-done"  # Lima writes it in the guest when everything has run
+_STAGES = {
+    "Starting QEMU": "starting QEMU",
+    "Starting VZ": "starting the VM",
+    'essential requirement 1 of': "booting, waiting for ssh",
+    'essential requirement 2 of': "waiting for the user session",
+    'essential requirement 3 of': "connecting",
+    "guest agent": "waiting for the guest agent",
+    "final requirement": "finishing the boot scripts",
+    "Downloading": "downloading the image",
+}  # fmt: skip
+
+
+def read_document(instance: Instance) -> template.Document:
+    """The instance's own lima.yaml. Raises StartError that names the file."""
+    import yaml
+
+    file = instance.dir / "lima.yaml"
+    try:
+        # The C loader takes a tenth of the time, where PyYAML was built with it.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise StartError(
+            f"The configuration of {instance.name} cannot be read: {file}",
+            details=str(error),
+            resolution="Mend the file, or `claude-sandbox delete` and create the sandbox anew.",
+        ) from error
+    if not isinstance(document, dict):
+        raise StartError(f"The configuration of {instance.name} is no Lima YAML: {file}")
+    return document
+
+
+def write_document(ctx: Context, directory: Path, document: template.Document) -> None:
+    import yaml
+
+    text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=10_000)
+    ctx.write(directory / "lima.yaml", text.encode("utf-8"))
+
+
+def start(ctx: Context, name: str, document: Mapping[str, Any], journal: Journal | None = None) -> Instance:
+    """Start a stopped VM and wait until it is ready; returns it as Lima sees it then.
+
+    Raises RefusedError (Lima would share more than `document` says), StartError.
+    """
+    check_shares(document)
+    check_ports(template.ports_of(document))
+    if not ctx.dry:
+        check_effective(ctx, name, document)
+    logfile = paths.logs_dir() / f"{name}.log"
+    with ctx.progress.stage(f"Starting {name}") as say, force_stop_if_interrupted(ctx, name):
+        for last_try in (False, True):
+            result = ctx.lima.start(
+                name,
+                env=ctx.start_env(),
+                on_line=lambda line: _tell(line, say),
+                logfile=logfile,
+                on_start=journal.note_child if journal else None,
+            )
+            if result.ok:
+                break
+            words = result.error_text
+            if "degraded" in words and _usable(ctx, name):
+                ctx.progress.warn(
+                    f"{name} is up, but Lima's guest agent is late: the clock may drift. See {logfile}"
+                )
+                break
+            force_stop(ctx, name)
+            # An overloaded host; Lima waits five seconds only (facts/checked.md).
+            if last_try or "did not start up in 5s" not in words:
+                raise StartError(
+                    f"{name} did not start.",
+                    details=reword(words),
+                    resolution=f"Lima's log: {logfile} ; the guest's console: {ctx.lima.home / name / 'serial.log'}",
+                )
+    if ctx.dry:
+        return Instance(name, RUNNING, ctx.lima.home / name)
+    instance = ctx.lima.get(name)
+    if instance is None or instance.status != RUNNING:
+        raise StartError(f"{name} stopped right after its start.", resolution=f"Lima's log: {logfile}")
+    stamp(instance)
+    return instance
+
+
+def _tell(line: str, say: Any) -> None:
+    for words, text in _STAGES.items():
+        if words in line:
+            say(text)
+            return
+
+
+@contextlib.contextmanager
+def force_stop_if_interrupted(ctx: Context, name: str) -> Iterator[None]:
+    """limactl dies with us but its VM would go on: stop that too (Ctrl-C, SIGTERM)."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        force_stop(ctx, name)
+        raise
+
+
+def force_stop(ctx: Context, name: str) -> None:
+    """Whatever still runs of it; `limactl stop -f` kills by pid file, so only Lima's own may be named there."""
+    if not ctx.dry:
+        clear_stale_pids(Instance(name, STOPPED, ctx.lima.home / name))
+    with contextlib.suppress(LimaError):
+        ctx.lima.stop(name, force=True)
+
+
+# -- readiness -----------------------------------------------------------------------------------
+
+
+def boot_id(instance: Instance) -> str | None:
+    """What tells one boot from another: the host agent's pid file."""
+    try:
+        file = instance.dir / "ha.pid"
+        return f"{file.read_text().strip()} {file.stat().st_mtime_ns}"
+    except OSError:
+        return None
+
+
+def stamp(instance: Instance) -> None:
+    """Remember that this boot was ready, for a warm attach that asks nobody."""
+    boot = boot_id(instance)
+    if boot:
+        write_atomic(instance.dir / STAMP, boot.encode())
+
+
+def seen_ready(instance: Instance) -> bool:
+    try:
+        return (instance.dir / STAMP).read_text() == boot_id(instance)
+    except OSError:
+        return False
+
+
+def wait_ready(ctx: Context, instance: Instance, timeout: float = 300) -> None:
+    """Wait for a VM that somebody else started (or a killed run of ours). Raises StartError."""
+    import time
+
+    if ctx.dry or seen_ready(instance):
+        return
+    deadline = time.monotonic() + timeout
+    with ctx.progress.stage(f"Waiting for {instance.name}, which is starting"):
+        while not _usable(ctx, instance.name):
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"{instance.name} runs but does not get ready.",
+                    resolution="`claude-sandbox restart` starts it anew; "
+                    f"its console: {instance.dir / 'serial.log'}",
+                )
+            time.sleep(1)
+    stamp(instance)
+
+
+def _usable(ctx: Context, name: str) -> bool:
+    """Whether ssh works and Lima's boot scripts have run."""
+    instance = ctx.lima.peek(name)
+    if instance is None or instance.status == STOPPED or not instance.ssh_config.exists():
+        return False
+    guest = ctx.guest(instance)
+    try:
+        guest.connect(timeout=45)
+        return guest.run(f"test -e {READY_MARK}", timeout=30).ok
+    except GuestConnectionError:
+        return False
+
+
+# -- checks before a start -----------------------------------------------------------------------
+
+
+def check_shares(document: Mapping[str, Any]) -> None:
+    """Every shared directory still is a directory: Lima would make a missing one anew (facts/lima.md §5)."""
+    for share in template.shares_of(document):
+        try:
+            mode = share.location.stat().st_mode
+            real = share.location.resolve(strict=True)
+        except OSError as error:
+            raise StartError(
+                f"Directory not found: {share.location}",
+                details=f"{error.strerror}; the sandbox shares it at {share.point}.",
+                resolution="Bring it back, or delete the sandbox (`claude-sandbox prune --orphans`).",
+            ) from error
+        if not stat.S_ISDIR(mode):
+            raise StartError(
+                f"{share.location} is no directory any more.", resolution="Bring the directory back."
+            )
+        if real != share.location:
+            raise RefusedError(
+                f"{share.location} has become a symlink to {real}.",
+                details="A sandbox shares the directory for which it was made, and nothing else.",
+                resolution=f"Run claude-sandbox in {real}, or bring the directory back.",
+            )
+        places.check_carriable(share.location)
+
+
+def check_ports(ports: tuple[Port, ...]) -> None:
+    """Raise StartError for a host port that cannot be listened on: Lima only logs that."""
+    import socket
+
+    for port in ports:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port.host))
+            except PermissionError as error:
+                raise StartError(
+                    f"Host port {port.host} is below 1024, which only root may use.",
+                    resolution=f"Take a higher one: -p {port.host + 8000}:{port.guest}",
+                ) from error
+            except OSError as error:
+                raise StartError(
+                    f"Host port {port.host} is taken.",
+                    details=str(error),
+                    resolution=f"Stop what listens there, or take another: -p OTHER:{port.guest}",
+                ) from error
+
+
+def check_effective(ctx: Context, name: str, document: Mapping[str, Any]) -> None:
+    """Compare what Lima would use with what we meant (spec 4.3). Raises RefusedError, StartError."""
+    try:
+        effective = ctx.lima.config(name)
+    except LimaError as error:
+        raise StartError(
+            f"Lima cannot read the configuration of {name}: {ctx.lima.home / name / 'lima.yaml'}",
+            details=error.details,
+        ) from error
+    extra = template.differences(effective, document)
+    if extra:
+        files = [f for f in ("default.yaml", "override.yaml") if (ctx.lima.home / "_config" / f).exists()]
+        where = " or ".join(str(ctx.lima.home / "_config" / f) for f in files)
+        raise RefusedError(
+            f"{name} was not started: it would also get " + "; ".join(extra) + ".",
+            details=f"It comes from {where or ctx.lima.home / name / 'lima.yaml'}, which Lima adds to every VM."
+            if where
+            else f"It stands in {ctx.lima.home / name / 'lima.yaml'}.",
+            resolution="Take it out there, or set LIMA_HOME to another directory for sandboxes.",
+        )
+
+
+# -- stopping ------------------------------------------------------------------------------------
+
+
+def stop(ctx: Context, instance: Instance, *, force: bool = False) -> None:
+    """Stop a VM in whatever state; does nothing when it is stopped already (unless forced)."""
+    if instance.status == STOPPED and not force:
+        return
+    Guest(ctx.runner, instance, paths.runtime_dir()).disconnect()
+    force = force or instance.status == BROKEN
+    if force and not ctx.dry:
+        clear_stale_pids(instance)
+    with ctx.progress.stage(f"Stopping {instance.name}"):
+        ctx.lima.stop(instance.name, force=force)
+
+
+def clear_stale_pids(instance: Instance) -> bool:
+    """Remove pid files of processes that are not Lima's: the host was rebooted and ids are reused.
+
+    `limactl stop -f` would kill whatever has those ids now (facts/lima.md §13). True when any was stale.
+    """
+    import psutil
+
+    stale = False
+    for file in instance.dir.glob("*.pid"):
+        try:
+            process = psutil.Process(int(file.read_text()))
+            words = " ".join([process.name(), *process.cmdline()])
+            newer = process.create_time() > file.stat().st_mtime + 60
+        except (psutil.AccessDenied, ValueError, OSError):
+            continue
+        except psutil.NoSuchProcess:
+            words, newer = "", True
+        # Both have a path in the instance directory in their arguments, such as `--pidfile …/NAME/ha.pid`.
+        if newer or f"/{instance.dir.name}/" not in words:
+            file.unlink(missing_ok=True)
+            stale = True
+    if stale and not any(instance.dir.glob("*.pid")):
+        for pattern in ("*.sock", "*.tmp"):
+            for file in instance.dir.glob(pattern):
+                file.unlink(missing_ok=True)
+    return stale

@@ -1,0 +1,431 @@
+"""One short function a verb: options in, the public verbs called, their return values rendered."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from _claude_sandbox import config as configuration
+from _claude_sandbox import context, find, options, paths, render, sandbox, terminal
+from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, UsageError
+from _claude_sandbox.progress import Progress
+from _claude_sandbox.run import DryRunner, LocalRunner, Runner
+
+
+@dataclass
+class Call:
+    """One call of the program: what was typed, and what the handlers need, made when first used."""
+
+    verb: options.Verb
+    chosen: argparse.Namespace
+    rest: Sequence[str]
+
+    @cached_property
+    def progress(self) -> Progress:
+        if self.chosen.json or self.chosen.quiet or not sys.stderr.isatty():
+            return terminal.LineProgress(quiet=self.chosen.json or self.chosen.quiet)
+        return terminal.TerminalProgress()
+
+    @cached_property
+    def runner(self) -> Runner:
+        return DryRunner(LocalRunner(), print) if self.chosen.dry_run else LocalRunner()
+
+    @cached_property
+    def config(self) -> configuration.Config:
+        flags = {row.key: getattr(self.chosen, row.key, None) for row in configuration.SETTINGS if row.flags}
+        flags["dir"] = self.chosen.dir
+        try:
+            loaded = configuration.load(flags)
+        except configuration.ApprovalNeeded as needed:
+            if not self._approved_now(needed):
+                raise
+            loaded = configuration.load(flags)
+        return loaded
+
+    def _approved_now(self, needed: configuration.ApprovalNeeded) -> bool:
+        """On a terminal the user is asked; `--yes` does not stand for having looked."""
+        if terminal.ask(f"{needed.brief}\n{needed.details}\nAllow it?"):
+            configuration.approve(configuration.project_directory(self.chosen.dir), needed.digest)
+            return True
+        return False
+
+    def confirm(self, question: str) -> bool | None:
+        """True with --yes or --force; None when there is nobody to ask."""
+        if self.chosen.yes or self.chosen.force:
+            return True
+        return terminal.ask(question)
+
+    def require(self, question: str) -> None:
+        """Ask before a loss; without a terminal there is no question. Raises Cancelled."""
+        if not self.chosen.dry_run and self.confirm(question) is False:
+            raise Cancelled("Nothing was changed.")
+
+    @cached_property
+    def ctx(self) -> context.Context:
+        """Raises HostSetupError when Lima is missing or too old."""
+        from _claude_sandbox import host, identity, lima
+
+        binary = host.find_limactl(LocalRunner())
+        driver = lima.Lima(
+            self.runner,
+            paths.lima_home(),
+            executable=binary.path,
+            prefix=identity.limactl_prefix(LocalRunner()),
+            env=host.limactl_env(),
+        )
+        return context.Context(
+            driver,
+            identity.guest_user(),
+            self.progress,
+            self.confirm,
+            self._start_env,
+            macos=sys.platform == "darwin",
+            dry=self.chosen.dry_run,
+        )
+
+    def _start_env(self) -> dict[str, str | None]:
+        from _claude_sandbox import accel
+
+        found = accel.detect(LocalRunner())
+        if found.note:
+            self.progress.note(found.note)
+        return dict(found.start_env)
+
+    @cached_property
+    def ready(self) -> context.Context:
+        """The context for verbs that start VMs: what the host lacks is installed first."""
+        from _claude_sandbox import setup_host
+
+        setup_host.ensure(self)
+        return self.ctx
+
+
+def run(verb: options.Verb, chosen: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Carry a verb out; returns the exit code."""
+    call = Call(verb, chosen, rest)
+    if verb.name not in ("help", "completion", "_session"):
+        _become_user(call)
+    return _HANDLERS[verb.name](call)
+
+
+def _become_user(call: Call) -> None:
+    """As root on Linux: the user behind sudo, or the project's owner, if there is one (facts/checked.md)."""
+    if sys.platform == "linux" and os.geteuid() == 0:
+        from _claude_sandbox import identity, setup_host
+
+        directory = configuration.project_directory(call.chosen.dir)
+        setup_host.packages_as_root(call, directory)
+        if note := identity.become_user(directory):
+            call.progress.note(note)
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def _claude(call: Call) -> int:
+    from _claude_sandbox import launch
+
+    instance, created = sandbox.ensure(call.ready, call.config, _tools_builder(call))
+    if call.chosen.dry_run:
+        return 0
+    new = call.chosen.new or created
+    return launch.run_claude(call.ctx, call.config, instance, call.rest, new=new)
+
+
+def _shell(call: Call) -> int:
+    from _claude_sandbox import launch
+
+    instance, _ = sandbox.ensure(call.ready, call.config, _tools_builder(call))
+    if call.chosen.dry_run:
+        return 0
+    return launch.run_shell(call.ctx, call.config, instance, call.rest)
+
+
+def _session(call: Call) -> int:
+    """Inside the tmux session that `launch` made: run, and leave the exit code where it looks for it."""
+    from pathlib import Path
+
+    from _claude_sandbox import launch
+    from _claude_sandbox.files import write_atomic
+
+    file = Path(call.chosen.file)
+    session = launch.Session.load(file)
+    code = 1
+    try:
+        code = launch.run_session(call.ctx, session)
+    except ClaudeSandboxError as error:
+        code = error.exit_code
+        raise
+    finally:
+        write_atomic(launch.code_path(file), str(code).encode())
+    return code
+
+
+def _tools_builder(call: Call) -> sandbox.BuildTools | None:
+    """Builds the tools VM when there is none yet; only where somebody watches (spec 4.4)."""
+    if not (terminal.interactive() or call.chosen.yes) or call.chosen.dry_run:
+        return None
+
+    def build() -> None:
+        call.progress.note("There is no tools VM yet: building it now, once; sandboxes are cloned from it.")
+        _build_tools(call, "tools-vm", (), None)
+
+    return build
+
+
+def _build_tools(call: Call, name: str, only: Sequence[str], from_packages: bool | None) -> Any:
+    from _claude_sandbox import create, tools_vm
+    from _claude_sandbox.values import GIB, MIB
+
+    ctx = call.ctx
+    report = tools_vm.rebuild(
+        ctx.lima,
+        name=name,
+        only=only,
+        from_packages=from_packages,
+        user=ctx.user,
+        cpus=call.config.cpus or create.default_cpus(),
+        memory_mib=(call.config.memory or create.default_memory()) // MIB,
+        disk_gib=(call.config.disk or 100 * GIB) // GIB,
+        start_env=ctx.start_env(),
+        runtime=paths.runtime_dir(),
+        progress=ctx.progress,
+    )
+    if not report.ok:
+        print(render.marks(report.tools), file=sys.stderr)
+        raise ClaudeSandboxError(
+            f"The tools VM {name} was not built: a promised tool is missing.",
+            details=f"The log is {report.logfile}",
+            resolution="An older tools VM, if there was one, is untouched. "
+            "Mend the cause and run `claude-sandbox rebuild-tools-vm` again.",
+        )
+    return report
+
+
+def _rebuild(call: Call) -> int:
+    from _claude_sandbox import values
+
+    try:
+        name = values.parse_vm_name(call.chosen.name)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    only = tuple(part.strip() for part in (call.chosen.only or "").split(",") if part.strip())
+    if call.chosen.dry_run:
+        print("\n".join(_rebuild_plan(call, name)))
+        return 0
+    base = call.ready.lima.get(name)
+    if base is not None and base.status == "Running":
+        sandbox.stop_base(call.ctx, base)
+    report = _build_tools(call, name, only, True if call.chosen.from_packages else None)
+    if call.chosen.json:
+        render.print_json(report)
+    else:
+        print(render.marks(report.tools))
+        print(f"{name} is built ({report.seconds:.0f} s). The log is {report.logfile}")
+        hint = "" if name == "tools-vm" else f" -c {name}"
+        print(f"Next: go to a project and run `claude-sandbox{hint}`.")
+    return 0
+
+
+def _rebuild_plan(call: Call, name: str) -> list[str]:
+    """What a rebuild would do, for --dry-run."""
+    lima, new = call.ctx.lima, f"{name}-new"
+    verbs = (("create", "--tty=false", f"--name={new}", "FILE"), ("start", "--tty=false", new), ("stop", new))
+    return [
+        f"(build or reuse the guest image in {paths.cache_dir() / 'images'}, or name Ubuntu's)",
+        *(str(lima.command(*verb)) for verb in verbs),
+        f"(try every tool before the stop, then swap {lima.home / new} with {lima.home / name})",
+        str(lima.command("protect", "--tty=false", name)),
+    ]
+
+
+# -- life of a sandbox ---------------------------------------------------------------------------
+
+
+def _create(call: Call) -> int:
+    made = sandbox.create_only(call.ready, call.config, _tools_builder(call))
+    return _show(call, made, f"{made.name} is ready. `claude-sandbox` attaches Claude to it.")
+
+
+def _start(call: Call) -> int:
+    instance, _ = sandbox.ensure(call.ready, call.config, _tools_builder(call))
+    return _show(call, sandbox.Sandbox.of(instance), f"{instance.name} is running.")
+
+
+def _show(call: Call, value: Any, sentence: str) -> int:
+    if call.chosen.json:
+        render.print_json(value)
+    elif not call.chosen.quiet and not call.chosen.dry_run:
+        print(sentence)
+    return 0
+
+
+def _project(call: Call) -> Any:
+    return configuration.project_directory(call.chosen.dir)
+
+
+def _stop(call: Call) -> int:
+    done = sandbox.stop(call.ctx, _project(call), force=call.chosen.force)
+    missing = done.status == sandbox.MISSING
+    return _show(call, done, "This project has no sandbox." if missing else f"{done.name} is stopped.")
+
+
+def _restart(call: Call) -> int:
+    done = sandbox.restart(call.ready, call.config, force=call.chosen.force)
+    return _show(call, done, f"{done.name} is running.")
+
+
+def _stop_all(call: Call) -> int:
+    done = sandbox.stop_all(call.ctx, force=call.chosen.force)
+    return _show(call, done, f"Stopped {_count(len(done))}.")
+
+
+def _count(number: int) -> str:
+    return f"{number} sandbox" + ("" if number == 1 else "es")
+
+
+def _delete(call: Call) -> int:
+    project = _project(call)
+    found = find.find(call.ctx, project)
+    if found is not None:
+        call.require(f"Delete {found.name} with Claude's conversations in it? The project's files stay.")
+    done = sandbox.delete(call.ctx, project)
+    missing = done.status == sandbox.MISSING
+    return _show(call, done, "This project has no sandbox." if missing else f"{done.name} is deleted.")
+
+
+def _prune(call: Call) -> int:
+    doomed = sandbox.prunable(call.ctx, call.chosen.prefix, orphans=call.chosen.orphans)
+    if doomed:
+        names = "\n".join(render.sandbox_line(s) for s in doomed)
+        if not call.chosen.json:
+            print(f"{_count(len(doomed))} to delete:\n{names}")
+        call.require(f"Delete {'it' if len(doomed) == 1 else 'them'} with Claude's conversations?")
+    done = sandbox.prune(call.ctx, doomed)
+    return _show(call, done, f"Deleted {_count(len(done))}.")
+
+
+def _update(call: Call) -> int:
+    from _claude_sandbox import first_boot
+
+    instance, _ = sandbox.ensure(call.ready, call.config)
+    version = first_boot.update_claude(call.ctx, instance)
+    return _show(
+        call, {"name": instance.name, "claude": version}, f"Claude Code in {instance.name}: {version}"
+    )
+
+
+# -- questions -----------------------------------------------------------------------------------
+
+
+def _status(call: Call) -> int:
+    chosen = call.config
+    from _claude_sandbox import create
+
+    value = {
+        "base_vm": sandbox.base_name(call.ctx, chosen),
+        "template": chosen.template or create.DEFAULT_TEMPLATE,
+        "hooks_server": "Not running",
+        "audio_server": "Not running",
+        "vms": sandbox.sandboxes(call.ctx),
+    }
+    if call.chosen.json:
+        render.print_json(value)
+    else:
+        print(render.status(value))
+    return 0
+
+
+def _list(call: Call) -> int:
+    found = sandbox.sandboxes(call.ctx)
+    if call.chosen.json:
+        render.print_json(found)
+    else:
+        print(render.table(found))
+    return 0
+
+
+def _info(call: Call) -> int:
+    value = sandbox.info(call.ctx, _project(call))
+    if call.chosen.json:
+        render.print_json(value)
+    else:
+        print(render.info(value))
+    return 0
+
+
+def _help(call: Call) -> int:
+    verb = options.VERBS.get(call.chosen.verb)
+    if verb is None:
+        raise UsageError(f"Unknown command: {call.chosen.verb}", resolution="See `claude-sandbox --help`.")
+    print(options.help_text(verb), end="")
+    return 0
+
+
+def _approve(call: Call) -> int:
+    try:
+        configuration.load({"dir": call.chosen.dir})
+    except configuration.ApprovalNeeded as needed:
+        print(needed.brief)
+        if call.chosen.dry_run:
+            return 0
+        answer = call.confirm("Allow it?")
+        if not answer:
+            raise Cancelled("Nothing was approved.", resolution="Without a terminal, say -y.") from None
+        configuration.approve(_project(call), needed.digest)
+        print("Approved, until that file changes.")
+        return 0
+    print("Nothing in this project needs an approval.")
+    return 0
+
+
+def _completion(call: Call) -> int:
+    from _claude_sandbox import completion
+
+    print(completion.script(call.chosen.shell), end="")
+    return 0
+
+
+def _later(module: str, function: str) -> Callable[[Call], int]:
+    """A handler that stands in another module, imported when it is called."""
+
+    def handler(call: Call) -> int:
+        import importlib
+
+        result = getattr(importlib.import_module(f"_claude_sandbox.{module}"), function)(call)
+        assert isinstance(result, int)
+        return result
+
+    return handler
+
+
+_HANDLERS: dict[str, Callable[[Call], int]] = {
+    options.CLAUDE: _claude,
+    "shell": _shell,
+    "create": _create,
+    "start": _start,
+    "stop": _stop,
+    "restart": _restart,
+    "stop-all": _stop_all,
+    "status": _status,
+    "list": _list,
+    "info": _info,
+    "delete": _delete,
+    "prune": _prune,
+    "update": _update,
+    "rebuild-tools-vm": _rebuild,
+    "setup": _later("setup_host", "setup"),
+    "doctor": _later("setup_host", "doctor"),
+    "settings": _later("settings_verbs", "settings"),
+    "login": _later("settings_verbs", "login_verb"),
+    "approve": _approve,
+    "completion": _completion,
+    "uninstall": _later("uninstall", "uninstall"),
+    "help": _help,
+    "_session": _session,
+}

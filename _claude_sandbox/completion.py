@@ -1,0 +1,85 @@
+"""Completion scripts, made from the tables of verbs and options so that they never lag behind."""
+
+from __future__ import annotations
+
+from _claude_sandbox import options
+
+
+def _words() -> tuple[list[str], list[str]]:
+    verbs = [v.name for v in options.VERBS.values() if v.name and not v.hidden]
+    return verbs, options.known_flags()
+
+
+def script(shell: str) -> str:
+    """The script for `bash`, `zsh` or `fish`."""
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]()
+
+
+def _bash() -> str:
+    verbs, flags = _words()
+    return f"""# bash completion of claude-sandbox
+_claude_sandbox() {{
+  local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
+  case $prev in
+    -d|--dir|-s|--settings|--mount) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
+    -t|--template) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
+    -c|--clone-from) mapfile -t COMPREPLY < <(compgen -W "$(limactl list -q 2>/dev/null)" -- "$cur"); return;;
+    completion) mapfile -t COMPREPLY < <(compgen -W "bash zsh fish" -- "$cur"); return;;
+    settings) mapfile -t COMPREPLY < <(compgen -W "diff pull" -- "$cur"); return;;
+  esac
+  case $cur in
+    -*) mapfile -t COMPREPLY < <(compgen -W "{" ".join(flags)}" -- "$cur");;
+    *) mapfile -t COMPREPLY < <(compgen -W "{" ".join(verbs)}" -- "$cur");;
+  esac
+}}
+complete -F _claude_sandbox claude-sandbox
+"""
+
+
+def _zsh() -> str:
+    lines = "\n".join(
+        f"    {_quoted(v.name + ':' + v.help.replace(':', ' '))}"
+        for v in options.VERBS.values()
+        if v.name and not v.hidden
+    )
+    flags = " ".join(_words()[1])
+    return f"""#compdef claude-sandbox
+_claude_sandbox() {{
+  local -a verbs
+  verbs=(
+{lines}
+  )
+  case ${{words[CURRENT-1]}} in
+    -d|--dir|-s|--settings|--mount) _files -/; return;;
+    -t|--template) _files; return;;
+    -c|--clone-from) compadd -- ${{(f)"$(limactl list -q 2>/dev/null)"}}; return;;
+    completion) compadd bash zsh fish; return;;
+    settings) compadd diff pull; return;;
+  esac
+  if [[ $PREFIX == -* ]]; then
+    compadd -- {flags}
+  else
+    _describe verb verbs
+  fi
+}}
+compdef _claude_sandbox claude-sandbox
+"""
+
+
+def _fish() -> str:
+    lines = ["# fish completion of claude-sandbox", "complete -c claude-sandbox -f"]
+    for verb in options.VERBS.values():
+        if verb.name and not verb.hidden:
+            lines.append(
+                f"complete -c claude-sandbox -n __fish_use_subcommand -a {verb.name} -d {_quoted(verb.help)}"
+            )
+    for flag in _words()[1]:
+        kind = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
+        lines.append(f"complete -c claude-sandbox {kind}")
+    for shell in ("bash", "zsh", "fish"):
+        lines.append(f"complete -c claude-sandbox -n '__fish_seen_subcommand_from completion' -a {shell}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "'\\''") + "'"

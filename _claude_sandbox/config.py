@@ -1,0 +1,263 @@
+"""The settings: one row each, and how a value is chosen among the places that may set it.
+
+A row says its flags, environment variable, file key, default and help text. The precedence is
+numbered in `load`. `docs/configuration.md` is generated from the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _claude_sandbox import paths, values
+from _claude_sandbox.configfile import Entry, parse, read, text_of
+from _claude_sandbox.errors import ClaudeSandboxError, ConfigError, UsageError
+from _claude_sandbox.files import read_json, write_json
+from _claude_sandbox.values import Mount, Port
+
+PROJECT_FILE = ".claude-sandbox.yaml"
+
+# Who may set a row in a project's file, which the guest can write (spec 3.2).
+FREE, LIMITED, APPROVAL, NEVER = "free", "limited", "approval", "never"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. `parse` gets the text (or YAML value) and the directory that paths start from."""
+
+    key: str
+    parse: Callable[[Any, Path], Any]
+    default: Any
+    help: str
+    flags: tuple[str, ...] = ()
+    env: str | None = None
+    metavar: str = ""
+    in_project: str = FREE
+    repeat: bool = False
+    in_files: bool = True
+
+    @property
+    def field(self) -> str:
+        return self.key.replace("-", "_")
+
+
+def _plain(parse: Callable[[Any], Any]) -> Callable[[Any, Path], Any]:
+    return lambda value, _base: parse(value)
+
+
+def _directory(value: Any, base: Path) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no directory")
+    return (base / Path(value).expanduser()).resolve()
+
+
+def _template(value: Any, base: Path) -> str:
+    text = values.parse_template(value)
+    return text if ":" in text else str(_directory(text, base))
+
+
+def _mounts(value: Any, base: Path) -> tuple[Mount, ...]:
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in items):
+        raise ValueError("write a list of DIR or DIR:ro")
+    return tuple(values.parse_mount(item, base) for item in items)
+
+
+SETTINGS = (
+    Setting("settings", _directory, None, "settings directory shared with sandboxes, read-only",
+            ("-s", "--settings"), "CLAUDE_SANDBOX_SETTINGS", "DIR", APPROVAL),
+    Setting("clone-from", _plain(values.parse_vm_name), None, "base VM to clone (default: tools-vm, if it exists)",
+            ("-c", "--clone-from"), "CLAUDE_SANDBOX_BASE_VM", "VM", APPROVAL),
+    Setting("template", _template, None, "make the VM from this Lima template instead of a clone "
+            "(default: template:default)",
+            ("-t", "--template"), "CLAUDE_SANDBOX_TEMPLATE", "YAML", APPROVAL),
+    Setting("ports", _plain(values.parse_ports), (), "ports to forward from 127.0.0.1, HOST:GUEST, comma-separated",
+            ("-p", "--ports"), None, "PORTS", FREE),
+    Setting("cpus", _plain(values.parse_cpus), None, "CPUs of the VM (default: half of the host's)",
+            ("--cpus",), None, "N", LIMITED),
+    Setting("memory", _plain(values.parse_memory), None, "memory of the VM (default: half of the host's, "
+            "at most 16GiB)", ("--memory", "--mem"), None, "SIZE", LIMITED),
+    Setting("disk", _plain(values.parse_disk), None, "disk of the VM; it can only grow (default: the base's)",
+            ("--disk",), None, "SIZE", LIMITED),
+    Setting("mounts", _mounts, (), "share another host directory, read-only with :ro (repeatable)",
+            ("--mount",), None, "DIR[:ro]", APPROVAL, repeat=True),
+    Setting("packages", _plain(values.parse_packages), (), "packages of the guest's distribution to install "
+            "when the sandbox is made"),
+    Setting("proxy", _plain(values.parse_from_host), False, "`host`: pass the host's proxy variables to the guest",
+            in_project=NEVER),
+    Setting("ca", _plain(values.parse_from_host), False, "`host`: make the guest trust the host's extra CAs",
+            in_project=NEVER),
+    Setting("max-cpus", _plain(values.parse_cpus), None, "most CPUs that a project file may ask for "
+            "(default: the host's)", in_project=NEVER),
+    Setting("max-memory", _plain(values.parse_memory), None, "most memory that a project file may ask for "
+            "(default: half of the host's)", in_project=NEVER),
+    Setting("max-disk", _plain(values.parse_disk), 200 * values.GIB, "largest disk that a project file may ask for",
+            in_project=NEVER),
+)  # fmt: skip
+BY_KEY = {row.key: row for row in SETTINGS}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What one call of the program was asked for. Sizes in bytes; None: not set by anybody."""
+
+    project: Path
+    settings: Path
+    clone_from: str | None = None
+    template: str | None = None
+    ports: tuple[Port, ...] = ()
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    mounts: tuple[Mount, ...] = ()
+    packages: tuple[str, ...] = ()
+    proxy: bool = False
+    ca: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def given(self, key: str) -> bool:
+        """Whether somebody set `key`, rather than our default."""
+        return key in self.sources
+
+
+class ApprovalNeeded(ConfigError):
+    """A project file asks for what only the user can allow. `approve(project, digest)` allows it."""
+
+    def __init__(self, file: Path, wants: list[str], digest: str) -> None:
+        super().__init__(
+            f"{file} asks for what needs your approval: {'; '.join(wants)}.",
+            details="Whoever can write the project, the sandbox included, can write that file.",
+            resolution="Look at it, then run `claude-sandbox approve` in the project.",
+        )
+        self.wants, self.digest = wants, digest
+
+
+def project_directory(text: str | None) -> Path:
+    """The project's resolved path. Raises ClaudeSandboxError "Directory not found: …"."""
+    try:
+        given = Path(text).expanduser() if text else Path.cwd()
+        path = given.resolve()
+        found = path.is_dir()
+    except FileNotFoundError:  # the current directory was removed
+        raise ClaudeSandboxError("Directory not found: the current directory is gone.") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ClaudeSandboxError(f"Directory not found: {text}", details=str(error)) from error
+    if not found:
+        raise ClaudeSandboxError(f"Directory not found: {given}")
+    return path
+
+
+def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
+    """Choose each setting's value. `flags` holds parsed options by key (only those given), and `dir`.
+
+    Raises UsageError (flag, environment), ConfigError (file) and ApprovalNeeded.
+    """
+    project = project_directory(flags.get("dir"))
+    user_file = read(paths.config_file())
+    # Read once: a guest that writes the file meanwhile must not get approved what was not looked at.
+    project_text = text_of(project / PROJECT_FILE, hostile=True)
+    project_file = parse(project_text, project / PROJECT_FILE)
+    wants: list[str] = []
+    chosen: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    _reject_unknown(paths.config_file(), user_file)
+    _reject_unknown(project / PROJECT_FILE, project_file)
+    for row in SETTINGS:
+        if flags.get(row.key) is not None:  # 1. the command line
+            raw, source, base = flags[row.key], row.flags[-1], Path.cwd()
+        elif row.env and environ.get(row.env):  # 2. the environment
+            raw, source, base = environ[row.env], row.env, Path.cwd()
+        elif row.key in project_file:  # 3. the project's file, as far as it may
+            entry, base = project_file[row.key], project
+            raw, source = entry.value, f"{project / PROJECT_FILE}:{entry.line}"
+            if row.in_project == NEVER:
+                raise ConfigError(f"{source}: {row.key} can only be set in {paths.config_file()}.")
+            if row.in_project == APPROVAL:
+                wants.append(f"{row.key}: {raw!r}")
+        elif row.key in user_file:  # 4. the user's file
+            entry, base = user_file[row.key], paths.config_file().parent
+            raw, source = entry.value, f"{paths.config_file()}:{entry.line}"
+        else:  # 5. the default
+            chosen[row.field] = row.default
+            continue
+        chosen[row.field] = _parse(row, raw, base, source)
+        sources[row.key] = source
+    digest = hashlib.sha256(project_text.encode()).hexdigest() if wants else ""
+    if wants and not _approved(project, digest):
+        raise ApprovalNeeded(project / PROJECT_FILE, wants, digest)
+    return _checked(project, chosen, sources)
+
+
+def _parse(row: Setting, raw: Any, base: Path, source: str) -> Any:
+    try:
+        return row.parse(raw, base)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: `~nobody` has no home, a loop of symlinks
+        if ":" in source:
+            raise ConfigError(f"{source}: {row.key}: {error}.") from error
+        raise UsageError(f"{source}: {error}.") from error
+
+
+def _checked(project: Path, chosen: dict[str, Any], sources: dict[str, str]) -> Config:
+    """The rules that look at more than one setting."""
+    limits = {key: chosen.pop(f"max_{key}") for key in ("cpus", "memory", "disk")}
+    for key, limit in limits.items():
+        most = limit if limit is not None else _host_limit(key) if key in sources else None
+        from_project = sources.get(key, "").startswith(f"{project / PROJECT_FILE}:")
+        if from_project and most is not None and chosen[key] > most:
+            shown = most if key == "cpus" else values.format_size(most)
+            raise ConfigError(
+                f"{sources[key]}: {key} is more than {shown}, which a project file may ask for.",
+                resolution=f"Allow more with `max-{key}` in {paths.config_file()}, or use --{key}.",
+            )
+    if "template" in sources and "clone-from" in sources:
+        first, second = sources["clone-from"], sources["template"]
+        if first.startswith("--") == second.startswith("--"):
+            raise UsageError(
+                f"A VM is made from a base VM or from a template: {first} and {second} are both set."
+            )
+        # The command line beats what a file or the environment says of the other one.
+        loser = "template" if first.startswith("--") else "clone-from"
+        chosen[loser.replace("-", "_")] = None
+        del sources[loser]
+    if chosen["settings"] is None:
+        chosen["settings"] = paths.default_settings()
+    return Config(project, **chosen, sources=sources)
+
+
+def _host_limit(key: str) -> int:
+    import psutil
+
+    if key == "cpus":
+        return os.cpu_count() or 1
+    return int(psutil.virtual_memory().total // 2)
+
+
+def _reject_unknown(file: Path, entries: Mapping[str, Entry]) -> None:
+    import difflib
+
+    for key, entry in entries.items():
+        row = BY_KEY.get(key)
+        if row is None or not row.in_files:
+            near = difflib.get_close_matches(key, BY_KEY, 1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(BY_KEY))}."
+            raise ConfigError(f"{file}:{entry.line}: unknown key {key!r}.{hint}")
+
+
+# -- approvals: kept where the guest cannot write ------------------------------------------------
+
+
+def _approvals() -> Path:
+    return paths.state_dir() / "approvals.json"
+
+
+def _approved(project: Path, digest: str) -> bool:
+    return (read_json(_approvals()) or {}).get(str(project)) == digest
+
+
+def approve(project: Path, digest: str) -> None:
+    """Remember that the user looked at the project file with this content."""
+    write_json(_approvals(), {**(read_json(_approvals()) or {}), str(project): digest})

@@ -1,0 +1,294 @@
+"""Making a project's VM: by clone of a base VM, or from a template.
+
+Kill-safe by order (docs/reliability.md names each step): journal, clone, our lima.yaml, first start,
+first-boot work, journal removed. Until the last step the VM counts as half-made, and the next run
+removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from _claude_sandbox import boot, first_boot, paths, places, template, vm
+from _claude_sandbox.config import Config
+from _claude_sandbox.context import Context, homes
+from _claude_sandbox.errors import (
+    ClaudeSandboxError,
+    CreateError,
+    RefusedError,
+    SandboxExistsError,
+    UsageError,
+)
+from _claude_sandbox.files import lock
+from _claude_sandbox.find import candidates, free_name
+from _claude_sandbox.journal import Journal, base_lock_path, names_lock
+from _claude_sandbox.lima import RUNNING, STOPPED, Instance
+from _claude_sandbox.values import GIB, format_size, parse_size
+
+DEFAULT_BASE = "tools-vm"
+DEFAULT_TEMPLATE = "template:default"
+SPARE = GIB  # bytes that must stay free on the disk after a clone
+
+
+def base_of(ctx: Context, config: Config) -> Instance | None:
+    """The base VM to clone; None: make it from a template. Raises CreateError."""
+    if config.template is not None:
+        return None
+    name = config.clone_from or DEFAULT_BASE
+    instance = ctx.lima.get(name)
+    if instance is None and config.clone_from:
+        raise CreateError(
+            f"Base VM not found: {name}",
+            details=f"It was asked for by {config.sources.get('clone-from')}; LIMA_HOME is {ctx.lima.home}",
+            resolution="See `limactl list`, or build one with `claude-sandbox rebuild-tools-vm`.",
+        )
+    if instance is not None and instance.status not in (RUNNING, STOPPED):
+        raise CreateError(
+            f"Base VM {name} is {instance.status}.",
+            resolution=f"Mend it (`limactl stop -f {name}`), or build it anew: `claude-sandbox rebuild-tools-vm`",
+        )
+    return instance
+
+
+def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
+    """Make the VM of `config.project`, which has none, and start it. The project's lock is held.
+
+    Raises CreateError, RefusedError, SandboxExistsError; nothing half-made is left then.
+    """
+    shares = shares_for(ctx, config)
+    boot.check_ports(config.ports)
+    foreign = base is None or base.mark is None
+    with names_lock():
+        _sweep(ctx, config.project)
+        name = free_name(ctx, config.project)
+        journal = Journal(ctx.lima.home, name)
+        if not ctx.dry:
+            journal.begin(config.project)
+    meant = template.Meant(
+        mark=vm.mark_for(name, config.project),
+        user=ctx.user,
+        shares=shares,
+        ports=config.ports,
+        cpus=config.cpus or default_cpus(),
+        memory=config.memory or default_memory(),
+        disk=config.disk,
+        proxy=config.proxy,
+        ca_files=_ca_files(config),
+        macos=ctx.macos,
+    )
+    try:
+        if base is None:
+            document = _from_template(ctx, config, meant, journal)
+        else:
+            document = _clone(ctx, base, meant, journal)
+        instance = boot.start(ctx, name, document, journal)
+        first_boot.finish(ctx, instance, shares, foreign=foreign, packages=config.packages)
+    except BaseException as error:
+        with uninterrupted():
+            remove_half_made(ctx, name)
+        raise _as_create_error(error, name) from error
+    journal.end()
+    return instance
+
+
+def _as_create_error(error: BaseException, name: str) -> BaseException:
+    """A failure of a step, told as ours; what the user asked for wrongly stays what it is."""
+    asked_wrongly = UsageError | RefusedError | SandboxExistsError
+    if isinstance(error, ClaudeSandboxError) and not isinstance(error, CreateError | asked_wrongly):
+        return CreateError(
+            f"The sandbox {name} could not be made; what was begun has been removed.",
+            details=f"{error.brief}\n{error.details or ''}".strip(),
+            resolution=error.resolution,
+        )
+    return error
+
+
+# -- the two ways --------------------------------------------------------------------------------
+
+
+def _clone(ctx: Context, base: Instance, meant: template.Meant, journal: Journal) -> template.Document:
+    name = meant.mark.name
+    with lock(base_lock_path(base.name), on_wait=lambda: ctx.progress.note(f"Waiting for {base.name} …")):
+        source = boot.read_document(base)
+        document = template.build(_cleaned(source, base), meant)
+        _check_disk_size(source, meant.disk, base.name)
+        _check_space(ctx, base)
+        running = ctx.lima.get(base.name)
+        was_running = running is not None and running.status == RUNNING
+        if running and was_running:
+            boot.stop(ctx, running)
+        try:
+            with ctx.progress.stage(f"Cloning {base.name} to {name}"):
+                ctx.lima.clone(base.name, name, on_start=None if ctx.dry else journal.note_child)
+        finally:
+            if was_running:
+                with ctx.progress.stage(f"Starting {base.name} again"):
+                    ctx.lima.start(base.name, env=ctx.start_env())
+    boot.write_document(ctx, ctx.lima.home / name, document)
+    return document
+
+
+def _cleaned(source: template.Document, base: Instance) -> template.Document:
+    """The base's document; what our tools VM ran once to build itself is done in its disk."""
+    if base.mark is not None and base.mark.kind == vm.TOOLS:
+        return {k: v for k, v in source.items() if k not in ("provision", "probes")}
+    if base.mark is not None:  # a sandbox of ours as base: its size is its own, its shares are not
+        return {k: v for k, v in source.items() if k not in ("cpus", "memory")}
+    return source
+
+
+def _from_template(
+    ctx: Context, config: Config, meant: template.Meant, journal: Journal
+) -> template.Document:
+    import yaml
+
+    locator = config.template or DEFAULT_TEMPLATE
+    document = template.build(ctx.lima.template(locator), meant)
+    file = paths.runtime_dir() / f"{meant.mark.name}.yaml"
+    ctx.write(file, yaml.safe_dump(document, allow_unicode=True, sort_keys=False).encode())
+    try:
+        with ctx.progress.stage(f"Creating {meant.mark.name} from {locator}"):
+            ctx.lima.create(meant.mark.name, file, on_start=None if ctx.dry else journal.note_child)
+    finally:
+        file.unlink(missing_ok=True)
+    return document
+
+
+# -- what the VM gets ----------------------------------------------------------------------------
+
+
+def shares_for(ctx: Context, config: Config) -> tuple[template.Share, ...]:
+    """The project, the settings directory and the user's extra mounts. Raises RefusedError."""
+    places.check_carriable(config.project)
+    places.check_shareable(config.project, config.settings, writable=True)
+    point = places.mount_point(config.project, homes(ctx.user))
+    if point == places.FALLBACK:
+        ctx.progress.note(f"{config.project} appears in the sandbox at {places.FALLBACK}.")
+    shares = [template.Share(config.project, point, True)]
+    for mount in config.mounts:
+        places.check_carriable(mount.path)
+        places.check_shareable(mount.path, config.settings, mount.writable)
+        where = places.mount_point(mount.path, homes(ctx.user))
+        if where == places.FALLBACK:
+            where = places.MOUNTS / vm.slug(mount.path.name)
+        shares.append(template.Share(mount.path, where, mount.writable))
+    points = [share.point for share in shares]
+    if len(set(points)) != len(points):
+        raise UsageError(f"Two mounts would appear at the same place: {', '.join(map(str, points))}")
+    settings = _settings_directory(config)
+    return (*shares, template.Share(settings, places.SETTINGS_POINT, False))
+
+
+def _settings_directory(config: Config) -> Path:
+    places.check_carriable(config.settings)
+    if not config.given("settings"):
+        config.settings.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.settings.mkdir(mode=0o700, exist_ok=True)
+    if not config.settings.is_dir():
+        raise UsageError(f"Settings directory not found: {config.settings}")
+    return config.settings.resolve()
+
+
+def default_cpus() -> int:
+    return max(1, (os.cpu_count() or 2) // 2)
+
+
+def default_memory() -> int:
+    """Half of the host's memory, 1 to 16 GiB, in whole GiB (bytes)."""
+    import psutil
+
+    return max(1, min(16, int(psutil.virtual_memory().total // 2 // GIB))) * GIB
+
+
+def _ca_files(config: Config) -> tuple[str, ...]:
+    """The host's CA bundle, when the user asked for it (spec 3.5)."""
+    if not config.ca:
+        return ()
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"):
+        file = os.environ.get(name)
+        if file and Path(file).is_file():
+            return (file,)
+    usual = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+    found = next((f for f in usual if Path(f).is_file()), None)
+    if found is None:
+        raise CreateError("`ca: host` is set, but no CA bundle was found on this host.")
+    return (found,)
+
+
+def _check_disk_size(source: Mapping[str, Any], disk: int | None, base: str) -> None:
+    have = parse_size(source.get("disk") or "100GiB", 1)
+    if disk is not None and disk < have:
+        raise UsageError(
+            f"--disk {format_size(disk)} is smaller than the base VM {base}, which has {format_size(have)}: "
+            "a disk can only grow."
+        )
+
+
+def _check_space(ctx: Context, base: Instance) -> None:
+    """Raise CreateError when the clone cannot fit. Bytes that files really use, holes not counted."""
+    import shutil
+
+    with contextlib.suppress(FileNotFoundError):
+        used = sum(f.stat().st_blocks * 512 for f in base.dir.iterdir() if f.is_file())
+        free = shutil.disk_usage(ctx.lima.home).free
+        if not ctx.macos and free < used + SPARE:
+            raise CreateError(
+                f"Not enough space in {ctx.lima.home}: {format_size(free)} free.",
+                details=f"A clone of {base.name} takes {format_size(used)}, and 1GiB should stay free.",
+                resolution="Free some space; `claude-sandbox list` shows sandboxes that could be deleted.",
+            )
+
+
+# -- leftovers -----------------------------------------------------------------------------------
+
+
+def _sweep(ctx: Context, project: Path) -> None:
+    """Remove what a killed run of ours left for this project. The project's lock is held."""
+    for name in candidates(ctx, project):
+        journal = Journal(ctx.lima.home, name)
+        if journal.exists() and journal.project() == project and not ctx.dry:
+            ctx.progress.note(f"Removing {name}, which an earlier run did not finish.")
+            remove_half_made(ctx, name)
+
+
+def remove_half_made(ctx: Context, name: str) -> None:
+    """Remove a VM that its journal says was never ready (or half deleted), and the journal."""
+    if ctx.dry:
+        return
+    import shutil
+
+    journal = Journal(ctx.lima.home, name)
+    journal.end_child()
+    directory = ctx.lima.home / name
+    if directory.is_dir() and not directory.is_symlink():
+        if any(directory.glob("*.pid")):
+            boot.force_stop(ctx, name)
+        if (directory / "lima.yaml").exists():
+            with contextlib.suppress(ClaudeSandboxError):
+                ctx.lima.delete(name, force=True)
+        # Without lima.yaml limactl refuses; it also leaves what it does not know.
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            raise CreateError(f"{directory} could not be removed.", resolution="Remove it by hand.")
+    journal.end()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Clean-up runs to its end: a second Ctrl-C waits."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(number, lambda _n, _f: None) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)

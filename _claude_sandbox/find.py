@@ -1,0 +1,76 @@
+"""Which VM belongs to a project. Lima is the truth: the mark in each VM's config says whose it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from _claude_sandbox import vm
+from _claude_sandbox.context import Context
+from _claude_sandbox.errors import HostSetupError, SandboxExistsError
+from _claude_sandbox.journal import Journal
+from _claude_sandbox.lima import Instance
+
+
+def candidates(ctx: Context, project: Path) -> tuple[str, str]:
+    """The names that a project's VM can have: the plain one and the one with a hash.
+
+    Raises HostSetupError when LIMA_HOME leaves no room for a name.
+    """
+    longest, least = ctx.longest_name(), len(vm.PREFIX) + 1 + 1 + vm.HASH_LENGTH
+    if longest < least:
+        most = len(os.fsencode(ctx.lima.home)) - (least - longest)
+        raise HostSetupError(
+            f"LIMA_HOME is too long: {ctx.lima.home}",
+            details="Lima puts sockets below it, and their paths are limited to about 104 bytes.",
+            resolution=f"Set LIMA_HOME to a shorter path (at most {most} bytes).",
+        )
+    return vm.vm_name(project, longest), vm.vm_name(project, longest, with_hash=True)
+
+
+def find(ctx: Context, project: Path) -> Instance | None:
+    """The project's VM. Its status is from files when it was found by name, else Lima's own."""
+    for name in candidates(ctx, project):
+        instance = ctx.lima.peek(name)
+        if instance and instance.mark and instance.mark.project == project:
+            return instance
+        if instance:
+            _explain_other_version(instance)
+    return next((i for i in ours(ctx) if i.mark and i.mark.project == project), None)
+
+
+def _explain_other_version(instance: Instance) -> None:
+    """A VM with our mark in a schema that this version does not know is not taken for foreign."""
+    schema = vm.mark_schema(instance.param.get(vm.MARK_PARAM, ""))
+    if schema is not None and schema != vm.SCHEMA:
+        raise SandboxExistsError(
+            f"{instance.name} was made by another version of claude-sandbox (mark {schema}, ours is {vm.SCHEMA}).",
+            resolution="Use that version for it, or delete it with `limactl delete` and create it anew.",
+        )
+
+
+def ours(ctx: Context) -> list[Instance]:
+    """Every sandbox of ours, as Lima lists them."""
+    return [i for i in ctx.lima.list() if i.mark is not None and i.mark.kind == vm.SANDBOX]
+
+
+def moved(ctx: Context, project: Path) -> Instance | None:
+    """A sandbox whose directory seems to have become `project` by a move."""
+    for instance in ours(ctx):
+        mark = instance.mark
+        if mark and mark.project and mark.same_directory(project) and not mark.project.is_dir():
+            return instance
+    return None
+
+
+def free_name(ctx: Context, project: Path) -> str:
+    """A name that nothing has yet. Call it under `journal.names_lock()`."""
+    names = candidates(ctx, project)
+    for name in names:
+        if not (ctx.lima.home / name).exists() and not Journal(ctx.lima.home, name).exists():
+            return name
+    raise SandboxExistsError(
+        f"Both names for this project's VM are taken: {names[0]} and {names[1]}.",
+        details=f"{ctx.lima.home / names[1]} is not a sandbox of ours.",
+        resolution="Look with `limactl list`; delete or rename the one that you do not need.",
+    )

@@ -1,0 +1,121 @@
+"""What a new VM gets over ssh once it is up for the first time, and the mounts' parents at every boot.
+
+Lima does not report a failed provision script (facts/lima.md §0), so this work goes over ssh, where a
+failure is loud.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from _claude_sandbox import places
+from _claude_sandbox.context import Context
+from _claude_sandbox.errors import CreateError, StartError
+from _claude_sandbox.files import write_atomic
+from _claude_sandbox.guest import Guest, guest_script
+from _claude_sandbox.lima import Instance
+from _claude_sandbox.run import Result
+from _claude_sandbox.template import Share
+
+CLAUDE_DATE = "claude-sandbox.claude"  # in the instance directory: when its claude came, when we last spoke
+OLD_DAYS = 30
+INSTALL_TIMEOUT = 1800.0  # seconds, for downloads in a slow guest
+
+# Makes the parents of mount points passable for the guest's user and proves that every mount is there.
+_MOUNTS = """
+parents=$1; shift
+for d in $parents; do [ -x "$d" ] || sudo chmod a+x "$d" || exit 1; done
+for point; do
+  i=0
+  until mountpoint -q "$point"; do
+    i=$((i+1)); [ $i -le 20 ] || { echo "$point is not mounted" >&2; exit 1; }
+    sleep 0.5
+  done
+done
+"""
+
+
+def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share]) -> None:
+    """After each start. Raises StartError when the guest does not have a mount."""
+    if ctx.dry:
+        return
+    points = [share.point for share in shares]
+    parents = " ".join(str(p) for p in places.guest_parents(points) if " " not in str(p))
+    guest = ctx.guest(instance)
+    guest.connect()
+    result = guest.run(_MOUNTS, parents, *map(str, points), timeout=60)
+    if not result.ok:
+        raise StartError(
+            f"{instance.name} came up without its mounts.",
+            details=result.error_text[:500],
+            resolution="`claude-sandbox restart` tries again; "
+            f"the guest's console: {instance.dir / 'serial.log'}",
+        )
+
+
+def finish(
+    ctx: Context, instance: Instance, shares: Sequence[Share], *, foreign: bool, packages: Sequence[str]
+) -> None:
+    """Complete a VM after its first start. Raises CreateError, StartError."""
+    check_mounts(ctx, instance, shares)
+    if ctx.dry:
+        return
+    guest = ctx.guest(instance)
+    if foreign:
+        with ctx.progress.stage("Preparing the guest for Claude Code"):
+            _do(guest, guest_script("prepare-foreign.sh"), "prepare the guest")
+        # sshd reads AcceptEnv for new connections only (facts/checked.md).
+        guest.disconnect()
+        guest.connect()
+    if packages:
+        with ctx.progress.stage(f"Installing {', '.join(packages)}"):
+            _do(guest, guest_script("install-packages.sh"), "install packages", *packages)
+
+
+def _do(guest: Guest, script: str, what: str, *arguments: str) -> Result:
+    begun = time.monotonic()
+    result = guest.run(script, *arguments, timeout=INSTALL_TIMEOUT)
+    if not result.ok:
+        last = "\n".join(result.error_text.splitlines()[-8:])
+        raise CreateError(
+            f"The guest could not {what} (exit code {result.returncode}, {time.monotonic() - begun:.0f} s).",
+            details=last[:2000],
+            resolution="Does the guest reach the network? A proxy or CA of the host is passed on with "
+            "`proxy: host` and `ca: host` in the user file; `claude-sandbox doctor` says where it is.",
+        )
+    return result
+
+
+def mention_old_claude(ctx: Context, instance: Instance) -> None:
+    """Say once a day that the sandbox's Claude Code is old; the guest is asked once a version.
+
+    It does not update itself in a sandbox (spec 4.12). The date is the one at which its file came there.
+    """
+    file = instance.dir / CLAUDE_DATE
+    now = time.time()
+    try:
+        installed, said = map(float, file.read_text().split())
+    except (OSError, ValueError):
+        result = ctx.guest(instance).run('stat -Lc %Z "$(bash -lc "command -v claude")"', timeout=30)
+        text = result.text.strip()
+        installed, said = (float(text) if text.isdigit() else now), 0.0
+    days = int((now - installed) / 86400)
+    if OLD_DAYS <= days <= 3650 and now - said > 86400:
+        ctx.progress.note(f"Claude Code in {instance.name} is {days} days old: `claude-sandbox update` brings a newer.")
+        said = now
+    write_atomic(file, f"{installed} {said}".encode())
+
+
+def update_claude(ctx: Context, instance: Instance) -> str:
+    """Bring the newest Claude Code into a running VM; returns its version. Raises CreateError."""
+    if ctx.dry:
+        ctx.progress.note(f"(run guest/update-claude.sh in {instance.name})")
+        return "unchanged"
+    guest = ctx.guest(instance)
+    guest.connect()
+    with ctx.progress.stage(f"Updating Claude Code in {instance.name}"):
+        result = _do(guest, guest_script("update-claude.sh"), "update Claude Code")
+    (instance.dir / CLAUDE_DATE).unlink(missing_ok=True)
+    lines = result.text.strip().splitlines()
+    return lines[-1][:100] if lines else "unknown"

@@ -1,0 +1,57 @@
+#!/bin/bash
+# Root's part of the tools VM on Ubuntu: distribution packages, Docker CE, Go.
+# PARAM_tools names the tools that are wanted, between spaces; the versions come as params too.
+# A failure must not pass unseen (Lima reports none), and must not stop the other tools: each step
+# runs on its own, and claude-sandbox runs every tool afterwards.
+# shellcheck disable=SC2154  # PARAM_… come from Lima
+set -uo pipefail
+[ ! -e /var/lib/claude-sandbox.system ] || exit 0
+export DEBIAN_FRONTEND=noninteractive
+
+want() { for name; do case " $PARAM_tools " in *" $name "*) return 0 ;; esac; done; return 1; }
+step() { echo "claude-sandbox: $1"; "$@" || echo "claude-sandbox: $1 FAILED ($?)"; }
+
+packages() {
+    local list="ca-certificates curl less rsync tzdata zip unzip systemd-zram-generator"
+    # The names of tools that are packages of the same name.
+    for tool in git wget jq ripgrep cmake sox htop tree tmux gnupg pkg-config clang llvm; do
+        want "$tool" && list="$list $tool"
+    done
+    want cc && list="$list build-essential libssl-dev"
+    want python3 && list="$list python3 python3-pip python3-venv"
+    apt-get update || return
+    # shellcheck disable=SC2086  # a list of words
+    apt-get install -y --no-install-recommends $list
+}
+
+zram() {
+    # Ubuntu keeps the zram module apart from its cloud kernel's own.
+    modprobe zram || apt-get install -y --no-install-recommends "linux-modules-extra-$(uname -r)"
+}
+
+docker() {
+    local release
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    install -d -m 755 /etc/apt/keyrings
+    curl -fsSL --retry 3 https://download.docker.com/linux/ubuntu/gpg -o /etc/apt/keyrings/docker.asc || return
+    echo "deb [arch=$(dpkg --print-architecture) signed-by=/etc/apt/keyrings/docker.asc]" \
+        "https://download.docker.com/linux/ubuntu $release stable" > /etc/apt/sources.list.d/docker.list
+    apt-get update || return
+    apt-get install -y docker-ce docker-ce-cli containerd.io docker-buildx-plugin docker-compose-plugin || return
+    usermod -aG docker "{{.User}}"
+}
+
+go() {
+    local file
+    file="go$PARAM_go.linux-$(dpkg --print-architecture).tar.gz"
+    cd "$(mktemp -d)" || return
+    curl -fsSL --retry 3 -O "https://dl.google.com/go/$file" || return
+    echo "$(curl -fsSL --retry 3 "https://dl.google.com/go/$file.sha256")  $file" | sha256sum -c || return
+    rm -rf /usr/local/go && tar -C /usr/local -xzf "$file"
+}
+
+step packages
+step zram
+if want docker; then step docker; fi
+if want go; then step go; fi
+touch /var/lib/claude-sandbox.system

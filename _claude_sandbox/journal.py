@@ -1,0 +1,94 @@
+"""What is being made right now, so that a kill at any instant leaves something recognisable.
+
+One small file per VM under construction, in our state directory, written before the first byte of
+the VM and removed once it was ready. A VM with such a file was never ready: it holds nothing of
+value, and the next run removes it. The file also names the limactl process that may have outlived us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from _claude_sandbox import paths
+from _claude_sandbox.files import lock, read_json, write_json
+
+
+def _tag(lima_home: Path, name: str) -> str:
+    return f"{name}-{hashlib.sha256(os.fsencode(lima_home)).hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def names_lock() -> Iterator[None]:
+    """Held while a name is chosen and its journal begun, a matter of milliseconds."""
+    with lock(paths.state_dir() / "locks" / "names.lock", timeout=30):
+        yield
+
+
+def project_lock_path(project: Path) -> Path:
+    """The lock of a project and its VM; in our state directory, never in Lima's (spec 7.1)."""
+    digest = hashlib.sha256(os.fsencode(project)).hexdigest()[:16]
+    return paths.state_dir() / "locks" / f"project-{digest}.lock"
+
+
+def base_lock_path(name: str) -> Path:
+    return paths.state_dir() / "locks" / f"{name}.lock"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The file that says that the VM `name` is under construction for `project`."""
+
+    lima_home: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return paths.private_dir(paths.state_dir() / "journal") / f"{_tag(self.lima_home, self.name)}.json"
+
+    def begin(self, project: Path) -> None:
+        write_json(self.path, {"version": 1, "name": self.name, "project": str(project)})
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def project(self) -> Path | None:
+        text = (read_json(self.path) or {}).get("project")
+        return Path(text) if isinstance(text, str) else None
+
+    def note_child(self, pid: int) -> None:
+        """Remember the process that works on the VM, with its start time against reuse of the id."""
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            started = psutil.Process(pid).create_time()
+            write_json(self.path, {**(read_json(self.path) or {}), "child": pid, "child_started": started})
+
+    def end_child(self) -> None:
+        """End that process if it still runs: a limactl that outlived a killed claude-sandbox."""
+        import psutil
+
+        data = read_json(self.path) or {}
+        pid, started = data.get("child"), data.get("child_started")
+        if not isinstance(pid, int) or not isinstance(started, int | float):
+            return
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            process = psutil.Process(pid)
+            if abs(process.create_time() - started) > 1:
+                return
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + 5
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    break
+                time.sleep(0.05)
+
+    def end(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Where everything lives on the host.
+
+    settings   ~/.claude-sandbox/.claude     shared with sandboxes, read-only (documented, fixed)
+    config     user file `config.yaml`       platformdirs' config directory
+    data       Lima when we install it       platformdirs' data directory
+    state      locks, journals, logs         platformdirs' state directory, 0700
+    cache      guest images, downloads       platformdirs' cache directory
+    runtime    sockets, one-shot files       short (sockets end at 104 bytes on macOS), 0700
+
+Everything is computed at call time from HOME and the XDG variables, so that tests and `sudo`
+see the right user.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from _claude_sandbox.errors import HostSetupError
+
+APP = "claude-sandbox"
+
+
+def home() -> Path:
+    return Path(os.environ.get("HOME") or Path.home())
+
+
+def default_settings() -> Path:
+    return home() / ".claude-sandbox" / ".claude"
+
+
+def token_file() -> Path:
+    """The long-lived token, beside the settings directory and so never mounted into a VM."""
+    return home() / ".claude-sandbox" / "oauth-token"
+
+
+def lima_home() -> Path:
+    return Path(os.environ.get("LIMA_HOME") or home() / ".lima")
+
+
+def config_file() -> Path:
+    import platformdirs
+
+    return platformdirs.user_config_path(APP) / "config.yaml"
+
+
+def data_dir() -> Path:
+    import platformdirs
+
+    return platformdirs.user_data_path(APP)
+
+
+def cache_dir() -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path(APP)
+
+
+def state_dir() -> Path:
+    """Made on first use, mode 0700. Raises HostSetupError when it cannot be written."""
+    import platformdirs
+
+    return private_dir(platformdirs.user_state_path(APP))
+
+
+def logs_dir() -> Path:
+    return private_dir(state_dir() / "logs")
+
+
+def runtime_dir() -> Path:
+    """A private directory with a short path, gone after a reboot."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if sys.platform == "linux" and base and len(base) < 40 and os.access(base, os.W_OK):
+        return private_dir(Path(base) / APP)
+    return private_dir(Path("/tmp") / f"{APP}-{os.getuid()}")
+
+
+def private_dir(path: Path) -> Path:
+    """Make `path` with mode 0700, or check that it is ours and no symlink."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+            raise HostSetupError(
+                f"{path} is not a directory of yours.",
+                resolution="Someone else made it, or it is a symlink: move it away, then try again.",
+            )
+        if info.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise HostSetupError(
+            f"Cannot use {path}: {error.strerror}.",
+            resolution="Make it writable for your user, or set HOME or the XDG variables to a place that is.",
+        ) from error
+    return path

@@ -1,0 +1,24 @@
+"""What long work tells while it goes on. The verbs speak to a `Progress`; the fronts render it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+
+class Progress:
+    """A silent one, and the interface. `stage` is nested in code, shown one after the other."""
+
+    @contextlib.contextmanager
+    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
+        """A step that may take long; yields a function that says what is happening now.
+
+        The front shows the title, the current text and, at the end, how long it took.
+        """
+        yield lambda _text: None
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, once."""
+
+    def warn(self, text: str) -> None:
+        """Something is not as it should be, and we go on."""

@@ -1,0 +1,124 @@
+"""What the verbs return, as text for people or JSON for programs. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.values import format_size
+
+if TYPE_CHECKING:
+    from _claude_sandbox.sandbox import Info, Sandbox
+
+
+def data(value: Any) -> Any:
+    """A verb's return value as what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [data(item) for item in value]
+    return os.fsencode(value).decode("utf-8", "replace") if isinstance(value, Path) else value
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(data(value), indent=2, ensure_ascii=False))
+
+
+def printable(text: object) -> str:
+    """A name or path for the terminal: control characters and odd bytes are shown, not sent."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def sandbox_line(sandbox: Sandbox) -> str:
+    size = f"{sandbox.cpus} CPUs, {format_size(sandbox.memory)}, disk {format_size(sandbox.disk)}"
+    gone = "" if sandbox.project_exists else "  (directory is gone)"
+    return f"  {sandbox.name}: {sandbox.status}  {printable(sandbox.project)}{gone}  [{size}]"
+
+
+def status(value: dict[str, Any]) -> str:
+    lines = [
+        "=== Claude Sandbox Status ===",
+        f"Base VM: {value['base_vm'] or '(not set)'}",
+        f"Template: {value['template']}",
+        f"Hooks server: {value['hooks_server']}",
+        f"Audio server: {value['audio_server']}",
+        "VMs:",
+    ]
+    lines += [sandbox_line(s) for s in value["vms"]] or ["  No sandbox VMs created yet"]
+    return "\n".join(lines)
+
+
+def table(sandboxes: Sequence[Sandbox]) -> str:
+    """NAME STATUS PROJECT, aligned; plain text, so that a pipe reads the same."""
+    if not sandboxes:
+        return "No sandboxes yet. `claude-sandbox` in a project directory makes one."
+    rows = [("NAME", "STATUS", "PROJECT"), *((s.name, s.status, printable(s.project)) for s in sandboxes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+
+
+def info(value: Info) -> str:
+    box = value.sandbox
+    pairs = [
+        ("Name", box.name),
+        ("Status", box.status),
+        ("Project", printable(box.project) + ("" if box.project_exists else "  (directory is gone)")),
+        ("CPUs", box.cpus),
+        ("Memory", format_size(box.memory)),
+        ("Disk", format_size(box.disk)),
+        ("Ports", ", ".join(value.ports) or "none"),
+        ("VM type", value.vm_type),
+        ("Lima", value.lima_version),
+        ("Files", printable(value.directory)),
+        ("ssh", f"ssh -F {value.ssh_config} lima-{box.name}"),
+    ]
+    lines = [f"{name + ':':<9} {text}" for name, text in pairs]
+    lines += ["Mounts:"]
+    for share in value.shares:
+        mode = "writable" if share.writable else "read-only"
+        lines.append(f"  {printable(share.location)} at {printable(share.point)} ({mode})")
+    return "\n".join(lines)
+
+
+def marks(checks: Sequence[Any]) -> str:
+    """Checks or tools (name, ok, detail, remedy) with ✓, ✗ or - in front."""
+    lines = []
+    for check in checks:
+        sign = {True: "✓", False: "✗", None: "-"}[check.ok]
+        lines.append(f"{sign} {check.name}: {check.detail}".rstrip(": "))
+        remedy = getattr(check, "remedy", None)
+        if remedy and check.ok is not True:
+            lines.append(f"    → {remedy}")
+    return "\n".join(lines)
+
+
+def error(problem: ClaudeSandboxError, *, as_json: bool) -> None:
+    """Print an error on stderr (and as an object on stdout with --json)."""
+    if as_json:
+        print_json(
+            {
+                "error": {
+                    "message": problem.brief,
+                    "details": problem.details,
+                    "resolution": problem.resolution,
+                }
+            }
+        )
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    head = "\x1b[31mError:\x1b[0m " if colour else "Error: "
+    # Any of them may quote a guest, a file or a name: nothing in them may steer the terminal.
+    for line in problem.brief.splitlines():
+        print(head + printable(line), file=sys.stderr)
+        head = ""
+    for line in (problem.details or "").splitlines():
+        print("  " + printable(line.expandtabs()), file=sys.stderr)
+    for line in (problem.resolution or "").splitlines():
+        print(printable(line), file=sys.stderr)

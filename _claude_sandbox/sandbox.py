@@ -1,0 +1,391 @@
+"""The verbs: the only place that orders steps. They return data or raise; the fronts render.
+
+A project's lock is held while its VM is looked for, made, started, stopped or deleted, so two programs
+never work on one VM, and whoever comes second attaches to what the first one made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _claude_sandbox import boot, change, create, find, first_boot, template, vm
+from _claude_sandbox.config import Config
+from _claude_sandbox.context import Context
+from _claude_sandbox.errors import (
+    Cancelled,
+    ClaudeSandboxError,
+    GuestConnectionError,
+    SandboxExistsError,
+    SandboxNotFoundError,
+    StartError,
+)
+from _claude_sandbox.files import lock
+from _claude_sandbox.journal import Journal, project_lock_path
+from _claude_sandbox.lima import BROKEN, RUNNING, STOPPED, UNREADABLE, Instance
+
+MISSING = "missing"  # beside Lima's own status words (spec/vocabulary.md)
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """One project's VM as the fronts show it. `memory` and `disk` in bytes."""
+
+    name: str
+    status: str
+    project: Path | None
+    project_exists: bool
+    cpus: int = 0
+    memory: int = 0
+    disk: int = 0
+    created: bool = False  # by this call
+
+    @classmethod
+    def of(cls, instance: Instance, *, created: bool = False) -> Sandbox:
+        mark = instance.mark
+        project = mark.project if mark else None
+        return cls(
+            instance.name, instance.status, project, bool(project and project.is_dir()),
+            instance.cpus, instance.memory, instance.disk, created,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def project_lock(ctx: Context, project: Path) -> Iterator[None]:
+    """Hold the project's lock; say once that somebody else has it."""
+    if ctx.dry:
+        yield
+        return
+    waiting = "Another claude-sandbox works on this project; waiting for it …"
+    with lock(project_lock_path(project), on_wait=lambda: ctx.progress.note(waiting)):
+        yield
+
+
+BuildTools = Callable[[], Any]
+"""Builds the default tools VM; given by a front with a terminal (spec 4.4)."""
+
+
+def ensure(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> tuple[Instance, bool]:
+    """Make sure that the project's VM exists and runs; returns it and whether it was made now.
+
+    Raises CreateError, StartError, RefusedError, UsageError, Cancelled.
+    """
+    with project_lock(ctx, config.project):
+        instance = _find_whole(ctx, config)
+        if instance is None:
+            return _create(ctx, config, build_tools), True
+        return _bring_up(ctx, config, instance), False
+
+
+def create_only(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> Sandbox:
+    """The verb `create`. Raises SandboxExistsError when the project has a VM already."""
+    with project_lock(ctx, config.project):
+        instance = _find_whole(ctx, config)
+        if instance is not None:
+            raise SandboxExistsError(
+                f"This project has a sandbox already: {instance.name}",
+                resolution="`claude-sandbox start` starts it, `claude-sandbox delete` removes it.",
+            )
+        return Sandbox.of(_create(ctx, config, build_tools), created=True)
+
+
+def _find_whole(ctx: Context, config: Config) -> Instance | None:
+    """The project's VM, after removing one that was never finished or half deleted."""
+    instance = find.find(ctx, config.project)
+    if instance is not None and Journal(ctx.lima.home, instance.name).exists() and not ctx.dry:
+        ctx.progress.note(f"Removing {instance.name}, which an earlier run did not finish.")
+        create.remove_half_made(ctx, instance.name)
+        return None
+    if instance is None:
+        return _after_move(ctx, config.project)
+    return instance
+
+
+def _after_move(ctx: Context, project: Path) -> Instance | None:
+    """A sandbox whose directory became this project by a move, if the user says so."""
+    instance = find.moved(ctx, project)
+    if instance is None or instance.mark is None or instance.mark.project is None:
+        return None
+    old = instance.mark.project
+    question = f"This directory seems to be {old}, moved. Go on with its sandbox {instance.name}?"
+    answer = ctx.confirm(question)
+    if answer is None:
+        raise SandboxExistsError(
+            f"This directory seems to be {old}, moved; its sandbox is {instance.name}.",
+            resolution=f"Answer on a terminal, or delete that sandbox: claude-sandbox prune {instance.name}",
+        )
+    if not answer:
+        return None
+    _working_or_cancel(ctx, instance)
+    boot.stop(ctx, instance)
+    document = change.follow_move(boot.read_document(instance), instance.name, old, project, ctx)
+    boot.write_document(ctx, instance.dir, document)
+    return ctx.lima.get(instance.name)
+
+
+def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Instance:
+    base = create.base_of(ctx, config)
+    if base is None and config.template is None and build_tools is not None:
+        build_tools()
+        base = create.base_of(ctx, config)
+    elif base is not None and base.status == RUNNING:
+        _working_or_cancel(ctx, base)
+    return create.create(ctx, config, base)
+
+
+def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
+    instance = _settle(ctx, instance)
+    document = boot.read_document(instance)
+    wanted = change.wanted(ctx, config, document)
+    if instance.status == RUNNING:
+        change.running_ports(instance.name, wanted)
+        if wanted.words:
+            ctx.progress.note(f"`claude-sandbox restart` applies: {'; '.join(wanted.words)}.")
+        boot.wait_ready(ctx, instance)
+        return instance
+    if wanted.words:
+        ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
+        boot.write_document(ctx, instance.dir, wanted.document)
+    started = boot.start(ctx, instance.name, wanted.document)
+    first_boot.check_mounts(ctx, started, template.shares_of(wanted.document))
+    return started
+
+
+def _settle(ctx: Context, instance: Instance) -> Instance:
+    """Bring a VM that is neither Running nor Stopped to one of them. Raises StartError."""
+    if instance.status in (RUNNING, STOPPED):
+        return instance
+    if instance.status == UNREADABLE:
+        boot.read_document(instance)
+        boot.check_shares(boot.read_document(instance))
+        raise StartError(
+            f"Lima cannot read the configuration of {instance.name}: {instance.dir / 'lima.yaml'}",
+            details="; ".join(_lima_words(ctx, instance.name)),
+            resolution="Mend that file, or delete the sandbox and create it anew.",
+        )
+    if ctx.dry:
+        return instance
+    if boot.clear_stale_pids(instance):
+        ctx.progress.note(f"{instance.name} was left by a host that went down; starting it afresh.")
+    current = ctx.lima.get(instance.name) or instance
+    if current.status == BROKEN:
+        # Broken is also what a VM is for a moment while it starts or stops (facts/lima.md §0).
+        current = _wait_while_broken(ctx, current)
+    if current.status == BROKEN:
+        with ctx.progress.stage(f"Repairing {instance.name}, which is Broken"):
+            ctx.lima.stop(instance.name, force=True)
+        current = ctx.lima.get(instance.name) or current
+    if current.status not in (RUNNING, STOPPED):
+        raise StartError(
+            f"{instance.name} is {current.status} and cannot be stopped.",
+            resolution=f"`claude-sandbox stop -f` tries harder; its files are in {instance.dir}",
+        )
+    return current
+
+
+def _wait_while_broken(ctx: Context, instance: Instance, seconds: float = 6) -> Instance:
+    import time
+
+    deadline = time.monotonic() + seconds
+    current = instance
+    while current.status == BROKEN and time.monotonic() < deadline:
+        time.sleep(1)
+        current = ctx.lima.get(instance.name) or current
+    return current
+
+
+def _lima_words(ctx: Context, name: str) -> list[str]:
+    """What limactl says of an instance that it cannot read."""
+    result = ctx.runner.run(ctx.lima.command("list", name), timeout=30, changes=False)
+    from _claude_sandbox.lima import reword
+
+    return [reword(result.error_text)] if result.error_text else []
+
+
+# -- stop, delete --------------------------------------------------------------------------------
+
+
+def _existing(ctx: Context, project: Path) -> Instance | None:
+    instance = find.find(ctx, project)
+    return ctx.lima.get(instance.name) if instance else None
+
+
+def _working_or_cancel(ctx: Context, instance: Instance) -> None:
+    """Ask on a terminal before a VM in which Claude works is stopped (spec 1.11)."""
+    if instance.status != RUNNING or not claude_working(ctx, instance):
+        return
+    if ctx.confirm(f"Claude is working in {instance.name}. Stop it all the same?") is False:
+        raise Cancelled(f"{instance.name} was left running.")
+
+
+def stop(ctx: Context, project: Path, *, force: bool = False) -> Sandbox:
+    """Stop the project's VM; no VM or a stopped one is success."""
+    with project_lock(ctx, project):
+        instance = _existing(ctx, project)
+        if instance is None:
+            return Sandbox("", MISSING, project, True)
+        if not force:
+            _working_or_cancel(ctx, instance)
+        boot.stop(ctx, instance, force=force)
+        return Sandbox.of(ctx.lima.get(instance.name) or instance)
+
+
+def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
+    """Stop and start, applying changed settings. Raises SandboxNotFoundError."""
+    with project_lock(ctx, config.project):
+        instance = _existing(ctx, config.project)
+        if instance is None:
+            raise _not_found(config.project)
+        if not force:
+            _working_or_cancel(ctx, instance)
+        boot.stop(ctx, instance, force=force)
+        stopped = ctx.lima.get(instance.name) or instance
+        return Sandbox.of(_bring_up(ctx, config, stopped))
+
+
+def stop_all(ctx: Context, *, force: bool = False) -> list[Sandbox]:
+    """Stop every running sandbox of ours; returns those that were stopped."""
+    stopped = []
+    for instance in find.ours(ctx):
+        if instance.status != STOPPED or force:
+            assert instance.mark is not None and instance.mark.project is not None
+            with project_lock(ctx, instance.mark.project):
+                current = ctx.lima.get(instance.name)
+                if current is None or (current.status == STOPPED and not force):
+                    continue
+                if not force:
+                    _working_or_cancel(ctx, current)
+                boot.stop(ctx, current, force=force)
+                stopped.append(Sandbox.of(ctx.lima.get(instance.name) or current))
+    return stopped
+
+
+def delete(ctx: Context, project: Path) -> Sandbox:
+    """Stop and delete the project's VM, with the conversations in it; never a file of the project."""
+    with project_lock(ctx, project):
+        instance = find.find(ctx, project)
+        if instance is None:
+            return Sandbox("", MISSING, project, project.is_dir())
+        _delete(ctx, instance)
+        return Sandbox.of(instance)
+
+
+def _delete(ctx: Context, instance: Instance) -> None:
+    """The caller holds the project's lock. A kill half-way is finished by the next run (journal)."""
+    mark = instance.mark
+    if mark is None or mark.kind != vm.SANDBOX or mark.project is None:
+        raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
+    with contextlib.suppress(ClaudeSandboxError):
+        ctx.guest(instance).disconnect()
+    if not ctx.dry:
+        boot.clear_stale_pids(instance)
+        Journal(ctx.lima.home, instance.name).begin(mark.project)
+    with ctx.progress.stage(f"Deleting {instance.name}"):
+        if ctx.dry:
+            ctx.lima.delete(instance.name, force=True)
+        else:
+            create.remove_half_made(ctx, instance.name)
+
+
+def prunable(ctx: Context, prefix: str = "", *, orphans: bool = False) -> list[Sandbox]:
+    """Our sandboxes whose name starts with `prefix`; with `orphans` only those without a directory."""
+    found = [Sandbox.of(instance) for instance in find.ours(ctx) if instance.name.startswith(prefix)]
+    return [s for s in found if not (orphans and s.project_exists)]
+
+
+def prune(ctx: Context, sandboxes: list[Sandbox]) -> list[Sandbox]:
+    """Delete these, each looked at again under its lock: only what still carries our mark goes."""
+    deleted = []
+    for sandbox in sandboxes:
+        if sandbox.project is None:
+            continue
+        with project_lock(ctx, sandbox.project):
+            instance = ctx.lima.get(sandbox.name)
+            if instance and instance.mark and instance.mark.project == sandbox.project:
+                _delete(ctx, instance)
+                deleted.append(sandbox)
+    return deleted
+
+
+def stop_base(ctx: Context, base: Instance) -> None:
+    """Stop a base VM before it is replaced; asks when Claude works in it. Raises Cancelled."""
+    _working_or_cancel(ctx, base)
+    boot.stop(ctx, base)
+
+
+# -- questions -----------------------------------------------------------------------------------
+
+
+def base_name(ctx: Context, config: Config) -> str | None:
+    """The base VM of which a new sandbox would be cloned, if there is one."""
+    if config.template is not None:
+        return None
+    name = config.clone_from or create.DEFAULT_BASE
+    return name if config.clone_from or (ctx.lima.home / name / "lima.yaml").exists() else None
+
+
+def _not_found(project: Path) -> SandboxNotFoundError:
+    return SandboxNotFoundError(
+        f"There is no sandbox for {project}.", resolution="`claude-sandbox create` makes one."
+    )
+
+
+def sandboxes(ctx: Context) -> list[Sandbox]:
+    """All sandboxes of ours, by name."""
+    return sorted((Sandbox.of(i) for i in find.ours(ctx)), key=lambda s: s.name)
+
+
+@dataclass(frozen=True)
+class Info:
+    """Everything about one project's sandbox."""
+
+    sandbox: Sandbox
+    shares: tuple[template.Share, ...]
+    ports: tuple[str, ...]
+    directory: Path
+    ssh_config: Path
+    vm_type: str
+    lima_version: str
+
+
+def info(ctx: Context, project: Path) -> Info:
+    """Raises SandboxNotFoundError."""
+    instance = _existing(ctx, project)
+    if instance is None:
+        raise _not_found(project)
+    document = boot.read_document(instance)
+    return Info(
+        Sandbox.of(instance), template.shares_of(document), tuple(map(str, template.ports_of(document))),
+        instance.dir, instance.ssh_config, instance.vm_type, instance.lima_version,
+    )  # fmt: skip
+
+
+# One line a live Claude process: what it says of itself (facts/claude-code.md, Environment).
+_WORKING = """
+for f in "$HOME"/.claude/sessions/*.json; do
+  pid=${f##*/}; pid=${pid%.json}
+  [ -e "/proc/$pid" ] && head -c 4096 "$f" | tr -d '\\n' && echo
+done; true
+"""
+
+
+def claude_working(ctx: Context, instance: Instance) -> bool:
+    """Whether a Claude in this running VM is busy. False when the guest does not answer."""
+    if not boot.seen_ready(instance):
+        return False
+    try:
+        guest = ctx.guest(instance)
+        guest.connect(timeout=10)
+        text = guest.run(_WORKING, timeout=10).text
+    except GuestConnectionError:
+        return False
+    for line in text.splitlines()[:100]:
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict) and value.get("status") == "busy":
+                return True
+    return False

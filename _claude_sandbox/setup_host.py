@@ -1,0 +1,86 @@
+"""The verbs `setup` and `doctor`, and what runs `setup` by itself when something is missing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _claude_sandbox import render, terminal
+from _claude_sandbox.errors import Cancelled, HostSetupError
+from _claude_sandbox.run import LocalRunner
+
+if TYPE_CHECKING:
+    from _claude_sandbox.commands import Call
+    from _claude_sandbox.setup import SetupPlan
+
+
+def setup(call: Call) -> int:
+    """Install what is missing after one question; says so when nothing is."""
+    from _claude_sandbox import setup as installer
+
+    plan = installer.plan(LocalRunner(), everything=True)
+    if not plan.steps:
+        if not call.chosen.quiet:
+            print("This host has everything that claude-sandbox needs.")
+        return 0
+    _apply(call, plan)
+    return 0
+
+
+def ensure(call: Call) -> None:
+    """Before a verb that starts VMs. Raises HostSetupError, Cancelled."""
+    from _claude_sandbox import setup as installer
+
+    plan = installer.plan(LocalRunner())
+    if plan.steps:
+        _apply(call, plan)
+
+
+def packages_as_root(call: Call, project: Path) -> None:
+    """As root, before another user is taken: the system's packages, for which that user may lack rights."""
+    if call.verb.name not in ("setup", "", "shell", "create", "start", "rebuild-tools-vm"):
+        return
+    from _claude_sandbox import identity
+    from _claude_sandbox import setup as installer
+
+    if identity.user_to_become(project) is None:
+        return
+    plan = installer.plan(LocalRunner(), project=project).packages_only()
+    if plan.steps:
+        _apply(call, plan)
+
+
+def _apply(call: Call, plan: SetupPlan) -> None:
+    from _claude_sandbox import setup as installer
+
+    lines = plan.describe()
+    if call.chosen.dry_run:
+        print("\n".join(lines))
+        return
+    shown = "\n".join(f"  {line}" for line in lines)
+    if not call.chosen.yes:
+        if not terminal.interactive():
+            raise HostSetupError(
+                f"This host lacks {plan.missing_text()}.",
+                details=f"What would be run:\n{shown}",
+                resolution="Run `claude-sandbox setup -y`, or these commands yourself.",
+            )
+        print(f"This host lacks {plan.missing_text()}. To install it:\n{shown}", file=sys.stderr)
+        if not terminal.ask("Go on?"):
+            raise Cancelled("Nothing was installed.")
+    installer.apply(plan, LocalRunner(), call.progress)
+
+
+def doctor(call: Call) -> int:
+    """Each check with ✓ or ✗ and a remedy; 0 when this host is ready, else 1."""
+    from _claude_sandbox import doctor as checks
+
+    found = checks.checks(LocalRunner())
+    bad = [check for check in found if check.ok is False]
+    if call.chosen.json:
+        render.print_json({"ready": not bad, "checks": found})
+    else:
+        print(render.marks(found))
+        print("This host is ready." if not bad else "This host is not ready: see the remedies above.")
+    return 1 if bad else 0

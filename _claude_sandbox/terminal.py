@@ -1,0 +1,140 @@
+"""The user's terminal: progress by rich (imported when it is first needed), questions, clean-up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from _claude_sandbox.progress import Progress
+
+# Show the cursor; bracketed paste, mouse reports and the kitty keyboard off; plain colours.
+_RESET = "\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[<u\x1b[0m"
+_LEAVE_ALTERNATE = "\x1b[?1049l"
+
+
+class LineProgress(Progress):
+    """Plain lines on stderr, for logs and pipes; `quiet` leaves only warnings."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    @contextlib.contextmanager
+    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
+        begun = time.monotonic()
+        self.note(f"{title} …")
+        yield lambda _text: None
+        self.note(f"{title}: {time.monotonic() - begun:.1f} s")
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(_clean(text), file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        print(f"Warning: {_clean(text)}", file=sys.stderr, flush=True)
+
+
+class TerminalProgress(Progress):
+    """A spinner with what happens now and the seconds; a ✓ line with the time when it is done."""
+
+    def __init__(self) -> None:
+        self._console: Any = None
+        self._status: Any = None
+
+    def _rich(self) -> Any:
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False)
+        return self._console
+
+    @contextlib.contextmanager
+    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
+        from rich.progress import Progress as Bars
+        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        if self._status is not None:  # a stage within a stage: its title becomes the text
+            self._status(title)
+            yield self._status
+            return
+        begun = time.monotonic()
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        with Bars(*columns, console=self._rich(), transient=True) as bars:
+            task = bars.add_task(title, total=None)
+
+            def say(text: str) -> None:
+                bars.update(task, description=f"{title}: {text}")
+
+            self._status = say
+            try:
+                yield say
+            finally:
+                self._status = None
+        self._rich().print(f"[green]✓[/] {_escape(title)} [dim]{time.monotonic() - begun:.1f} s[/]")
+
+    def note(self, text: str) -> None:
+        self._rich().print(_clean(text), markup=False)
+
+    def warn(self, text: str) -> None:
+        self._rich().print(f"[yellow]Warning:[/] {_escape(_clean(text))}")
+
+
+def _clean(text: str) -> str:
+    """Notes may quote a guest or a file name: nothing in them may steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def interactive() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> bool | None:
+    """A yes/no question, no by default; None without a terminal."""
+    if not interactive():
+        return None
+    sys.stderr.write(f"{_clean(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def own_tty() -> bool:
+    """Whether our terminal's device can be opened anew, as tmux does (not after a change of user)."""
+    try:
+        os.close(os.open(os.ttyname(0), os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[Callable[[bool], None]]:
+    """Leave the terminal as it was; the yielded function is told whether the session broke off."""
+    import termios
+
+    state = {"broken": False}
+
+    def broken(value: bool) -> None:
+        state["broken"] = value
+
+    saved = None
+    if sys.stdin.isatty():
+        with contextlib.suppress(termios.error):
+            saved = termios.tcgetattr(0)
+    try:
+        yield broken
+    finally:
+        if saved is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+        if sys.stdout.isatty():
+            sys.stdout.write((_LEAVE_ALTERNATE if state["broken"] else "") + _RESET)
+            sys.stdout.flush()

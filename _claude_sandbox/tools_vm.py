@@ -1,0 +1,344 @@
+"""Building the tools VM: into a new instance beside the old one, tried, and only then in its place.
+
+Killed at any instant, this leaves the old tools VM working and something that the next run recognises:
+
+    NAME-new with our mark for that name      being built           removed
+    NAME-new with a swap note of its own      about to be swapped,  removed
+                                              or the old one after
+    NAME                                      always a whole one
+
+The swap note is a file in an instance directory that holds that directory's inode: what a copy of the
+directory (a hand-made clone) carries does not match, so only what we put aside is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from _claude_sandbox import boot, image, image_recipe, paths, swap, template, tools_document, tools_try, vm
+from _claude_sandbox.context import Context
+from _claude_sandbox.create import uninterrupted
+from _claude_sandbox.errors import (
+    ClaudeSandboxError,
+    CreateError,
+    GuestConnectionError,
+    HostSetupError,
+    SandboxExistsError,
+    UsageError,
+)
+from _claude_sandbox.files import lock, read_json, write_json
+from _claude_sandbox.guest import Guest
+from _claude_sandbox.image_recipe import GIB
+from _claude_sandbox.journal import base_lock_path
+from _claude_sandbox.lima import STOPPED, UNREADABLE, Instance, Lima
+from _claude_sandbox.progress import Progress
+from _claude_sandbox.tools import Tool, choose
+from _claude_sandbox.tools_try import ToolCheck
+
+__all__ = ["BuildReport", "ToolCheck", "rebuild"]
+
+SWAP_NOTE = "claude-sandbox.swap"
+REACH_TIMEOUT = 10.0  # seconds to find out whether the image host answers
+CONSOLE_KEPT = 200_000  # bytes of the guest's console that a failed build's log keeps
+# Made anew at each start, and dead weight in every clone until then.
+_PASSING = ("cidata.iso", "cloud-config.yaml", "ssh.config", boot.STAMP)
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a rebuild came to. `seconds` from begin to end."""
+
+    name: str
+    tools: tuple[ToolCheck, ...]
+    logfile: Path
+    seconds: float
+    from_packages: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promised tool works (what this mode cannot have is not promised)."""
+        return all(check.ok is not False for check in self.tools)
+
+
+@dataclass(frozen=True)
+class _Build:
+    ctx: Context
+    name: str
+    tools: tuple[Tool, ...]
+    from_packages: bool
+    meant: template.Meant
+    small: bool
+    runtime: Path
+    logfile: Path
+
+    @property
+    def temporary(self) -> str:
+        return self.meant.mark.name
+
+    def directory(self, name: str) -> Path:
+        return self.ctx.lima.home / name
+
+
+def rebuild(
+    lima: Lima,
+    *,
+    name: str = "tools-vm",
+    only: Sequence[str] = (),
+    from_packages: bool | None = None,
+    user: vm.GuestUser,
+    cpus: int,
+    memory_mib: int,
+    disk_gib: int,
+    start_env: Mapping[str, str | None],
+    runtime: Path,
+    progress: Progress,
+) -> BuildReport:
+    """Build the tools VM `name` anew and put it in the place of the old one.
+
+    `from_packages` None: found out by asking the image host. A report that is not ok means that the
+    old one still stands. Raises SandboxExistsError (a VM of that name is not ours), CreateError,
+    HostSetupError, UsageError.
+    """
+    began = time.monotonic()
+    chosen = choose(only)
+    macos = tools_document.on_macos()
+    ctx = Context(lima, user, progress, start_env=lambda: start_env, macos=macos)
+    temporary = f"{name}-new"
+    if len(temporary) > ctx.longest_name():
+        raise UsageError(f"{name} is too long a name for a VM in {lima.home}.")
+    logfile = paths.logs_dir() / f"rebuild-{name}.log"
+    with lock(
+        base_lock_path(f"{name}.build"), on_wait=lambda: progress.note(f"Somebody else builds {name} …")
+    ):
+        logfile.write_text("")
+        check_old(lima, name)
+        _remove_leftover(ctx, name, temporary)
+        meant = template.Meant(
+            mark=vm.Mark(vm.TOOLS, temporary),
+            user=user,
+            shares=(),
+            cpus=cpus,
+            memory=memory_mib << 20,
+            disk=disk_gib * GIB,
+            macos=macos,
+        )
+        packages = _mode(from_packages, progress)
+        build = _Build(ctx, name, chosen, packages, meant, bool(only), runtime, logfile)
+        checks = _make(build)
+    return BuildReport(name, checks, logfile, time.monotonic() - began, packages)
+
+
+def check_old(lima: Lima, name: str) -> None:
+    """Raise SandboxExistsError for what is there and is not ours, CreateError for a VM that runs."""
+    old = lima.get(name)
+    if old is None and not os.path.lexists(lima.home / name):
+        return
+    if old is None or old.mark is None or old.mark.kind != vm.TOOLS:
+        raise SandboxExistsError(
+            f"A VM called {name} is there, and claude-sandbox did not build it.",
+            resolution="Give another name: `claude-sandbox rebuild-tools-vm NAME`, or remove that VM yourself.",
+        )
+    if old.status not in (STOPPED, UNREADABLE):
+        raise CreateError(
+            f"{name} is {old.status}; it can only be replaced when it is stopped.",
+            resolution=f"Stop it (`limactl stop {name}`), then try again.",
+        )
+
+
+def _mode(from_packages: bool | None, progress: Progress) -> bool:
+    if from_packages is not None:
+        return from_packages
+    document = tools_document.load()
+    address = tools_document.image_address(document, image_recipe.this_arch().lima)
+    if address and reachable(address):
+        return False
+    if tools_document.on_macos():
+        raise CreateError(
+            f"The cloud image cannot be reached: {address}",
+            resolution="Check the network and the proxy settings, then try again.",
+        )
+    progress.note("Cloud images cannot be reached from here: building from the distribution's packages.")
+    return True
+
+
+def reachable(address: str) -> bool:
+    """Whether a download would begin. urllib goes by the proxy variables and SSL_CERT_FILE, as Lima does."""
+    try:
+        request = urllib.request.Request(address, method="HEAD")
+        with urllib.request.urlopen(request, timeout=REACH_TIMEOUT) as answer:
+            return int(answer.status) < 400
+    except (OSError, ValueError):
+        return False
+
+
+# -- the steps -----------------------------------------------------------------------------------
+
+
+def _make(build: _Build) -> tuple[ToolCheck, ...]:
+    """Build, try, and swap if all is well. Whatever fails, the new instance is gone afterwards."""
+    try:
+        checks = _build_and_try(build)
+        if all(check.ok is not False for check in checks):
+            _replace(build)
+    except BaseException as error:
+        with uninterrupted():
+            _keep_console(build)
+            _drop(build.ctx, build.temporary)
+        if isinstance(error, CreateError | HostSetupError | SandboxExistsError | UsageError):
+            raise
+        if isinstance(error, ClaudeSandboxError | OSError):
+            raise CreateError(
+                f"The tools VM {build.name} could not be built; an older one, if there was one, is untouched.",
+                details=str(error),
+                resolution=f"The log, with the guest's console, is {build.logfile}",
+            ) from error
+        raise
+    # The old one, after a swap; or the new one that was not good enough.
+    with uninterrupted():
+        _drop(build.ctx, build.temporary)
+    return checks
+
+
+def _build_and_try(build: _Build) -> tuple[ToolCheck, ...]:
+    import yaml
+
+    ctx = build.ctx
+    image.check_space(ctx.lima.home, (4 if build.small else 20) * GIB)
+    document = _document(build)
+    file = build.runtime / f"{build.temporary}.yaml"
+    ctx.write(file, yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=10_000).encode())
+    try:
+        with ctx.progress.stage(f"Creating {build.temporary}"):
+            ctx.lima.create(build.temporary, file)
+    finally:
+        file.unlink(missing_ok=True)
+    instance = boot.start(ctx, build.temporary, document)
+    guest = Guest(ctx.runner, instance, build.runtime)
+    try:
+        with ctx.progress.stage("Trying every tool") as say:
+            guest.connect()
+            checks = tools_try.verify(guest, build.tools, build.from_packages, say, build.logfile)
+        if all(check.ok is not False for check in checks):
+            _finalise(guest)
+    finally:
+        with contextlib.suppress(GuestConnectionError):
+            guest.disconnect()
+    with ctx.progress.stage(f"Stopping {build.temporary}"):
+        ctx.lima.stop(build.temporary)
+    return checks
+
+
+def _keep_console(build: _Build) -> None:
+    """The guest's last words, before its directory goes."""
+    with contextlib.suppress(OSError), build.logfile.open("ab") as log:
+        console = (build.directory(build.temporary) / "serial.log").read_bytes()
+        log.write(b"\n--- console of the guest ---\n" + console[-CONSOLE_KEPT:])
+
+
+def _document(build: _Build) -> tools_document.Document:
+    source = tools_document.load()
+    if not build.from_packages:
+        return tools_document.from_cloud(source, build.tools, build.meant)
+    runner, pins = build.ctx.runner, tools_document.pins(source)
+    plan = image_recipe.recipe(runner, build.tools, pins, small=build.small)
+    made = image.build(runner, plan, build.ctx.progress, build.logfile)
+    meant = build.meant
+    if meant.disk is not None and meant.disk < plan.size:
+        raise UsageError(f"The tools VM needs a disk of at least {plan.size // GIB}GiB.")
+    return tools_document.from_image(made, meant)
+
+
+def _finalise(guest: Guest) -> None:
+    """What clones must not share goes (guest/finalise.sh). Raises CreateError."""
+    from _claude_sandbox.guest import guest_script
+
+    result = guest.run('exec sudo sh -c "$1"', guest_script("finalise.sh"), timeout=600)
+    if not result.ok:
+        raise CreateError(
+            "The tools VM could not be made ready for cloning.", details=result.error_text[-800:]
+        )
+
+
+def _replace(build: _Build) -> None:
+    """Give the new instance the old one's name, in one step. Raises CreateError, SandboxExistsError."""
+    ctx = build.ctx
+    new, old = build.directory(build.temporary), build.directory(build.name)
+    for name in _PASSING:
+        (new / name).unlink(missing_ok=True)
+    for log in [*new.glob("*.log")]:
+        log.unlink()
+    ctx.lima.protect(build.temporary)
+    # From here on its mark names what it will be, so the note says whose it is.
+    _put_note(new)
+    instance = Instance(build.temporary, STOPPED, new)
+    document = tools_document.final(boot.read_document(instance), vm.Mark(vm.TOOLS, build.name).encode())
+    boot.write_document(ctx, new, document)
+    waiting = f"Waiting for whoever uses {build.name} …"
+    with lock(base_lock_path(build.name), on_wait=lambda: ctx.progress.note(waiting)), uninterrupted():
+        check_old(ctx.lima, build.name)
+        if old.exists():
+            _put_note(old)
+            swap.exchange(new, old)
+        else:
+            os.rename(new, old)
+        (old / SWAP_NOTE).unlink(missing_ok=True)
+
+
+# -- what is left over ---------------------------------------------------------------------------
+
+
+def _put_note(directory: Path) -> None:
+    info = directory.stat()
+    write_json(directory / SWAP_NOTE, {"version": 1, "device": info.st_dev, "inode": info.st_ino})
+
+
+def put_aside(directory: Path) -> bool:
+    """Whether this very directory (no copy of it) was marked by us for a swap."""
+    note, info = read_json(directory / SWAP_NOTE) or {}, directory.stat()
+    return (note.get("device"), note.get("inode")) == (info.st_dev, info.st_ino)
+
+
+def _remove_leftover(ctx: Context, name: str, temporary: str) -> None:
+    """Remove what a killed rebuild left under the temporary name. Raises SandboxExistsError."""
+    directory = ctx.lima.home / temporary
+    # A kill right after the swap leaves the note in the new one, too.
+    with contextlib.suppress(FileNotFoundError):
+        if put_aside(ctx.lima.home / name):
+            (ctx.lima.home / name / SWAP_NOTE).unlink()
+    if not directory.exists() and not directory.is_symlink():
+        return
+    peeked = ctx.lima.peek(temporary)
+    ours = peeked is None or (peeked.mark is not None and peeked.mark.kind == vm.TOOLS)
+    if directory.is_symlink() or not (ours or put_aside(directory)):
+        raise SandboxExistsError(
+            f"A VM called {temporary} is there, and claude-sandbox did not build it.",
+            details=f"The tools VM {name} is built under that name first.",
+            resolution="Remove it (`limactl delete`), or give another name to `rebuild-tools-vm`.",
+        )
+    ctx.progress.note(f"Removing {temporary}, which an earlier run did not finish.")
+    _drop(ctx, temporary)
+
+
+def _drop(ctx: Context, name: str) -> None:
+    """Stop and delete an instance that is ours to delete; nothing is there afterwards."""
+    directory = ctx.lima.home / name
+    if not directory.exists():
+        return
+    boot.clear_stale_pids(Instance(name, STOPPED, directory))
+    if any(directory.glob("*.pid")):
+        boot.force_stop(ctx, name)
+    if (directory / "lima.yaml").exists():
+        for step in (ctx.lima.unprotect, ctx.lima.delete):
+            with contextlib.suppress(ClaudeSandboxError):
+                step(name)
+    # limactl refuses a directory without lima.yaml, and leaves files that it does not know.
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        raise CreateError(f"{directory} could not be removed.", resolution="Remove it by hand.")

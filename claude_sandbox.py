@@ -1,0 +1,26 @@
+"""The front door: `python claude_sandbox.py` and the installed `claude-sandbox` both come in here."""
+
+from __future__ import annotations
+
+import sys
+
+from _claude_sandbox import __version__
+from _claude_sandbox.errors import ClaudeSandboxError
+
+__all__ = ["ClaudeSandboxError", "__version__", "main", "main_rebuild_tools_vm"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (spec/vocabulary.md)."""
+    from _claude_sandbox import cli
+
+    return cli.main(sys.argv[1:] if argv is None else argv)
+
+
+def main_rebuild_tools_vm() -> int:
+    """The executable `rebuild-tools-vm`: the verb of that name."""
+    return main(["rebuild-tools-vm", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""A day with claude-sandbox on a machine that has nothing, on real VMs, as an ordinary user.
+
+The tests follow each other as the hours of that day do: each starts from what the one before left.
+Real boots, in order: the tools VM; the first project (once killed while it boots, then whole); stop
+and start; the second project. Never two at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machine import Person, Stub
+
+pytestmark = pytest.mark.vm
+NAME, SECOND = "claude-sandbox-app", "claude-sandbox-app-"
+
+
+@pytest.fixture(scope="module")
+def app(user: Person) -> Path:
+    """The first project, with a file name that is not plain."""
+    return user.project("work", "app", files={"hello.txt": "from the host\n", "ünï cödé.txt": "x\n"})
+
+
+@pytest.fixture(scope="module")
+def twin(user: Person) -> Path:
+    """Another project with the same basename."""
+    return user.project("play", "app", files={"hello.txt": "from the twin\n"})
+
+
+def test_setup_installs_lima_qemu_and_the_rest(user: Person, app: Path) -> None:
+    """Root installs the packages and the project's owner gets Lima: `sudo claude-sandbox setup -y`."""
+    whole = {**user.env(), "HOME": str(user.home)}
+    done = subprocess.run(
+        [str(user.checkout / "claude-sandbox"), "setup", "-y"],
+        cwd=app, env=whole, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = user.cs("doctor", "--json", code=None).json()
+    assert checks["ready"], checks
+    again = user.cs("setup")
+    assert "has everything" in again.out
+
+
+def test_a_small_tools_vm_is_built_from_packages(user: Person) -> None:
+    user.cs("rebuild-tools-vm", "--from-packages", "--only", "claude,git,python3", "--cpus", "2", "--memory", "2GiB",
+            "--disk", "8GiB", timeout=2400)  # fmt: skip
+    status = user.cs("status")
+    assert "Base VM: tools-vm" in status.out
+    assert "No sandbox VMs created yet" in status.out
+    assert (user.lima_home / "tools-vm" / "protected").exists()
+
+
+def test_killed_during_the_clone_the_next_run_starts_over(user: Person, app: Path) -> None:
+    half = user.instance(NAME)
+    user.killed_when(lambda: any(half.glob("*")), "create", cwd=app)
+    time.sleep(0.3)
+    assert not (user.home / ".lima" / NAME / "ssh.config").exists()
+    # Before READY: QEMU runs, the guest does not answer yet.
+    user.killed_when(lambda: (half / "qemu.pid").exists() and (half / "ha.sock").exists(), "create", cwd=app)
+    assert user.vms().get(NAME) != "Stopped"
+
+
+def test_claude_works_in_the_sandbox(user: Person, app: Path, stub: Stub) -> None:
+    """The bare command creates by clone what the killed runs did not finish, and runs the real Claude."""
+    write = {"tool": "Write", "input": {"file_path": f"{app}/made.txt", "content": "made in the sandbox\n"}}
+    prompt = "make it STUB:" + json.dumps([write, {"text": "all done"}])
+    done = user.cs("--cpus", "2", "--memory", "2GiB", "--", "-p", prompt, cwd=app, env=stub.env)
+    assert "all done" in done.out
+    assert f"Removing {NAME}" in done.err
+    assert (app / "made.txt").read_text() == "made in the sandbox\n"
+    assert (app / "made.txt").stat().st_uid == app.stat().st_uid
+    headers = [
+        {k.lower(): v for k, v in entry["headers"].items()} for entry in stub.log() if "headers" in entry
+    ]
+    assert any("stub-token-for-tests" in h.get("authorization", "") for h in headers), (
+        "the credential arrived"
+    )
+    assert user.vms() == {NAME: "Running"}
+
+
+def test_claudes_exit_code_is_ours(user: Person, app: Path, stub: Stub) -> None:
+    prompt = "fail STUB:" + json.dumps([{"error": 400, "type": "invalid_request_error", "message": "no"}])
+    assert user.cs("--", "-p", prompt, cwd=app, env=stub.env, code=None).code == 1
+
+
+def test_both_sides_see_what_the_other_writes(user: Person, app: Path) -> None:
+    assert user.cs("shell", "--", "cat", "hello.txt", "ünï cödé.txt", cwd=app).out == "from the host\nx\n"
+    (app / "later.txt").write_text("later\n")
+    assert user.cs("shell", "--", "cat", "later.txt", cwd=app).out == "later\n"
+    user.cs(
+        "shell", "--", "sh", "-c", "echo changed > hello.txt; mkdir -p d; ln -s ../hello.txt d/link", cwd=app
+    )
+    assert (app / "hello.txt").read_text() == "changed\n"
+    assert (app / "d" / "link").is_symlink()
+    done = user.cs("shell", cwd=app, input="pwd; exit 7\n", code=7)
+    assert done.out == f"{app}\n"
+
+
+def test_the_environment_arrives(user: Person, app: Path) -> None:
+    script = (
+        'echo "$CLAUDE_SANDBOX_UUID|$UV_PROJECT_ENVIRONMENT|$LANG|$TZ|$ANTHROPIC_API_KEY|$CLAUDE_SANDBOX_ENV"'
+    )
+    env = {"ANTHROPIC_API_KEY": "sk-ant-test-key-0123456789", "TZ": "Europe/Berlin"}
+    line = user.cs("shell", "--", "sh", "-c", script, cwd=app, env=env).out.strip()
+    uuid, venv, lang, zone, key, envelope = line.split("|")
+    assert len(uuid) == 36
+    assert (venv, lang, zone, key, envelope) == (
+        ".venv-agent", "C.UTF-8", "Europe/Berlin", "sk-ant-test-key-0123456789", "",
+    )  # fmt: skip
+    processes = user.cs("shell", "--", "ps", "axww", cwd=app, env=env).out
+    assert "sk-ant-test" not in processes
+
+
+def test_settings_come_in_and_cannot_be_changed_from_the_guest(user: Person, app: Path) -> None:
+    settings = user.home / ".claude-sandbox" / ".claude"
+    (settings / "CLAUDE.md").write_text("be brief\n")
+    (settings / "settings.json").write_text('{"env": {"FROM_HOST": "1"}}\n')
+    user.own(settings)
+    assert user.cs("shell", "--", "sh", "-c", "cat ~/.claude/CLAUDE.md", cwd=app).out == "be brief\n"
+    tries = (
+        "cd /mnt/claude-sandbox/settings && for w in 'touch x' 'rm CLAUDE.md' 'chmod 777 .'; do sudo $w; done"
+    )
+    remount = "sudo mount -o remount,rw /mnt/claude-sandbox/settings; sudo sh -c 'echo bad > CLAUDE.md'"
+    user.cs("shell", "--", "bash", "-c", f"{tries}; {remount}; true", cwd=app)
+    assert sorted(p.name for p in settings.iterdir()) == ["CLAUDE.md", "settings.json"]
+    assert (settings / "CLAUDE.md").read_text() == "be brief\n"
+    # What the guest changes for itself stays its own, is shown, and comes back only when asked for.
+    user.cs("shell", "--", "sh", "-c", "echo mine > ~/.claude/notes.md", cwd=app)
+    assert "notes.md" in user.cs("settings", "diff", cwd=app).out
+    assert not (settings / "notes.md").exists()
+    user.cs("settings", "pull", "-y", "notes.md", cwd=app)
+    assert (settings / "notes.md").read_text() == "mine\n"
+
+
+def test_stop_then_start_again_and_a_kill_before_the_attach(user: Person, app: Path) -> None:
+    user.cs("shell", "--", "sh", "-c", "echo kept > ~/kept", cwd=app)
+    user.cs("stop", cwd=app)
+    assert user.vms() == {NAME: "Stopped"}
+    user.cs("stop", cwd=app)
+    stamp = user.instance(NAME) / "claude-sandbox.ready"
+    stamp.unlink(missing_ok=True)
+    user.killed_when(stamp.exists, "shell", "--", "sleep", "60", cwd=app)
+    assert user.cs("shell", "--", "sh", "-c", "cat ~/kept hello.txt", cwd=app).out == "kept\nchanged\n"
+
+
+def test_a_twin_gets_its_own_vm_with_ports_and_the_login(user: Person, app: Path, twin: Path) -> None:
+    """Also: a login made in one VM is there in the next."""
+    credential = {
+        "claudeAiOauth": {
+            "accessToken": "access-" + "a" * 20, "refreshToken": "refresh-" + "b" * 20,
+            "expiresAt": int((time.time() + 7200) * 1000), "scopes": ["user:inference"], "subscriptionType": "pro",
+        }
+    }  # fmt: skip
+    user.cs(
+        "shell",
+        cwd=app,
+        input=f"umask 077; cat > ~/.claude/.credentials.json <<'E'\n{json.dumps(credential)}\nE\n",
+    )
+    port = free_port()
+    user.cs("start", "-p", f"{port}:8000", "--cpus", "2", "--memory", "2GiB", cwd=twin)
+    names = set(user.vms())
+    assert len(names) == 2 and all(name.startswith("claude-sandbox-app") for name in names)
+    assert user.cs("shell", "--", "cat", "hello.txt", cwd=twin).out == "from the twin\n"
+    there = user.cs("shell", "--", "sh", "-c", "cat ~/.claude/.credentials.json; stat -c %a ~/.claude/.credentials.json",
+                    cwd=twin).out  # fmt: skip
+    assert "access-aaaa" in there and there.rstrip().endswith("600")
+    serve = "for p in 8000 8001; do python3 -m http.server $p >/dev/null 2>&1 & done; sleep 4; echo up"
+    user.cs("shell", "--", "bash", "-c", f"setsid nohup bash -c '{serve}; sleep 3600' >/dev/null 2>&1 & sleep 6",
+            cwd=twin)  # fmt: skip
+    assert "hello.txt" in fetch(port)
+    with pytest.raises(OSError):
+        fetch(8001)
+    assert "Cannot add ports to running VM" in user.cs("start", "-p", "8001", cwd=twin, code=1).err
+    user.cs("start", "-p", f"{port}:8000", cwd=twin)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fetch(port: int, tries: int = 30) -> str:
+    for attempt in range(tries):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            if attempt == (tries - 1 if port != 8001 else 2):
+                raise
+            time.sleep(1)
+    raise AssertionError
+
+
+@pytest.fixture
+def screen(user: Person, app: Path, stub: Stub) -> Iterator[Path]:
+    """A terminal of 110 by 35, by a tmux server of the test's own; yields its socket."""
+    server = user.home / "screen"
+    command = user.argv([str(user.checkout / "claude-sandbox"), "--new"], stub.env)
+    tmux(server, "-f", "/dev/null", "new-session", "-d", "-x", "110", "-y", "35", "-c", str(app), "--",
+         "env", "-u", "TMUX", "-u", "TMUX_PANE", *command)  # fmt: skip
+    yield server
+    tmux(server, "kill-server")
+
+
+def tmux(server: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["tmux", "-S", str(server), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout
+
+
+def wait_for(server: Path, text: str, seconds: float = 120) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        shown = tmux(server, "capture-pane", "-p")
+        if text in shown:
+            return shown
+        time.sleep(0.5)
+    raise AssertionError(f"{text!r} never came on the screen:\n{shown}")
+
+
+def test_the_tui_under_tmux(user: Person, app: Path, screen: Path) -> None:
+    shown = wait_for(screen, "bypass permissions on")
+    assert "❯" in shown
+    tmux(screen, "send-keys", "-l", "hello there")
+    wait_for(screen, "hello there")
+    tmux(screen, "send-keys", "Enter")
+    wait_for(screen, "stub reply")
+    sessions = user.run("tmux", "list-sessions", "-F", "#{session_name}", code=None).out
+    assert sessions.startswith(f"{NAME}-") or "claude-sandbox-app" in sessions
+    tmux(screen, "send-keys", "-l", "/exit")
+    time.sleep(1)
+    tmux(screen, "send-keys", "Enter")
+    deadline = time.monotonic() + 60
+    while user.run("tmux", "list-sessions", code=None).code == 0 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert user.run("tmux", "list-sessions", code=None).code != 0, "the session ended with Claude"
+
+
+def test_delete_and_prune_leave_everything_else_alone(user: Person, app: Path, twin: Path) -> None:
+    foreign = user.lima_home / "claude-sandbox-foreign"
+    foreign.mkdir()
+    plain = "images: [{location: /nonexistent.qcow2, arch: x86_64}]\nmounts: []\n"
+    (foreign / "lima.yaml").write_text(plain)
+    user.own(foreign)
+    before = {p.name: p.read_bytes() for p in app.iterdir() if p.is_file()}
+    user.cs("delete", "-y", cwd=app)
+    user.cs("delete", "-y", cwd=app)
+    assert {p.name: p.read_bytes() for p in app.iterdir() if p.is_file()} == before
+    left = user.vms()
+    assert len(left) == 1
+    done = user.cs("prune", "-y")
+    assert "1 sandbox to delete" in done.out
+    assert user.vms() == {}
+    assert (foreign / "lima.yaml").read_text() == plain
+    assert (user.lima_home / "tools-vm" / "lima.yaml").exists()
+    assert (twin / "hello.txt").exists()
+    assert os.listdir(user.home / ".local/state/claude-sandbox/journal") == []

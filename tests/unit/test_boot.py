@@ -1,0 +1,405 @@
+"""Starting: what is checked before, which failures are none, and what is left after the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recording import CHILD, Recorder, failed, listed, put_instance, told
+
+from _claude_sandbox import boot, paths, template, vm
+from _claude_sandbox.context import Context
+from _claude_sandbox.errors import RefusedError, StartError
+from _claude_sandbox.journal import Journal
+from _claude_sandbox.lima import Instance
+from _claude_sandbox.run import Command, Result
+from _claude_sandbox.template import Share
+from _claude_sandbox.values import Port
+
+NAME = "claude-sandbox-app"
+DEGRADED = 'time="t" level=fatal msg="degraded, status={Running:true Degraded:true}"'
+SLOW_AGENT = 'time="t" level=fatal msg="hostagent did not start up in 5s (hint: see logs)"'
+
+
+@pytest.fixture
+def project(home: Path) -> Path:
+    path = home / "app"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def document(project: Path) -> dict[str, Any]:
+    mark = vm.mark_for(NAME, project)
+    meant = template.Meant(mark=mark, user=vm.GuestUser("me", 1000), shares=(Share(project, project, True),))
+    return template.build({}, meant)
+
+
+@pytest.fixture
+def directory(ctx: Context, recorder: Recorder, document: dict[str, Any]) -> Path:
+    """The instance's; Lima would use just what we meant, and says Running when it is asked."""
+    place = put_instance(ctx, NAME, pid=os.getpid())
+    recorder.on("limactl", "list", then=listed({"Name": NAME, "Status": "Running", "Dir": str(place)}))
+    shown(recorder, document)
+    return place
+
+
+def shown(recorder: Recorder, config: dict[str, Any]) -> None:
+    recorder.on(
+        "limactl", "list", "--format", "{{json .Config}}", then=Result(0, json.dumps(config).encode())
+    )
+
+
+# -- starting ----------------------------------------------------------------------------------------
+
+
+def test_a_start_that_works(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]
+) -> None:
+    ctx = replace(ctx, start_env=lambda: {"QEMU_SYSTEM_X86_64": "qemu -accel tcg"})
+    journal = Journal(ctx.lima.home, NAME)
+    journal.begin(Path("/p"))
+    recorder.on("limactl", "start", then=Result(0, b"", b'time="t" level=info msg="READY."'))
+    instance = boot.start(ctx, NAME, document, journal)
+    assert instance.status == "Running" and recorder.verbs() == ["list", "start", "list"]
+    start = next(call for call in recorder.calls if "start" in call.argv)
+    assert start.command.env["QEMU_SYSTEM_X86_64"] == "qemu -accel tcg"
+    assert "READY" in (paths.logs_dir() / f"{NAME}.log").read_text()
+    assert boot.seen_ready(instance) and told(ctx).warnings == []
+
+
+def test_the_config_is_checked_before_anything_is_started(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]
+) -> None:
+    shown(recorder, {**document, "ssh": {"forwardAgent": True}})
+    with pytest.raises(RefusedError, match=r"would also get ssh\.forwardAgent"):
+        boot.start(ctx, NAME, document)
+    assert "start" not in recorder.verbs()
+
+
+def test_a_late_guest_agent_is_a_warning_when_ssh_and_mounts_work(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]
+) -> None:
+    recorder.on("limactl", "start", then=failed(DEGRADED))
+    instance = boot.start(ctx, NAME, document)
+    assert instance.status == "Running" and boot.seen_ready(instance)
+    assert len(told(ctx).warnings) == 1 and "guest agent is late" in told(ctx).warnings[0]
+    assert "stop" not in recorder.verbs()
+
+
+@pytest.mark.parametrize("broken", ["connection", "boot scripts"])
+def test_a_degraded_vm_that_cannot_be_used_is_stopped_and_told(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any], broken: str
+) -> None:
+    recorder.on("limactl", "start", then=failed(DEGRADED))
+    recorder.on(*(("sh",) if broken == "connection" else ("ssh",)), then=failed("", 1))
+    with pytest.raises(StartError, match=f"{NAME} did not start") as caught:
+        boot.start(ctx, NAME, document)
+    assert "degraded" in (caught.value.details or "") and f"{NAME}.log" in (caught.value.resolution or "")
+    assert recorder.argvs()[-1] == ("limactl", "stop", "--tty=false", "--force", NAME)
+
+
+def test_an_overloaded_host_gets_a_second_try(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]
+) -> None:
+    recorder.on("limactl", "start", then=[failed(SLOW_AGENT), Result(0)])
+    assert boot.start(ctx, NAME, document).status == "Running"
+    assert recorder.verbs() == ["list", "start", "stop", "start", "list"]
+
+
+def test_but_not_a_third(ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]) -> None:
+    recorder.on("limactl", "start", then=failed(SLOW_AGENT))
+    with pytest.raises(StartError, match="did not start") as caught:
+        boot.start(ctx, NAME, document)
+    assert recorder.verbs() == ["list", "start", "stop", "start", "stop"]
+    assert "5s" in (caught.value.details or "")
+
+
+def test_another_failure_is_told_at_once(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]
+) -> None:
+    recorder.on("limactl", "start", then=failed('time="t" level=fatal msg="qemu: no space"'))
+    with pytest.raises(StartError) as caught:
+        boot.start(ctx, NAME, document)
+    assert caught.value.details == "qemu: no space" and recorder.verbs() == ["list", "start", "stop"]
+    assert not boot.seen_ready(Instance(NAME, "Stopped", directory))
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_interrupted_start_leaves_no_vm_running(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any], interrupt: BaseException
+) -> None:
+    recorder.on("limactl", "start", then=interrupt)
+    with pytest.raises(type(interrupt)):
+        boot.start(ctx, NAME, document)
+    assert recorder.argvs()[-1] == ("limactl", "stop", "--tty=false", "--force", NAME)
+
+
+def test_a_vm_that_stops_at_once_is_told(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]
+) -> None:
+    recorder.on("limactl", "list", then=listed({"Name": NAME, "Status": "Stopped", "Dir": str(directory)}))
+    shown(recorder, document)
+    with pytest.raises(StartError, match="stopped right after its start"):
+        boot.start(ctx, NAME, document)
+
+
+def test_a_dry_start_only_says_so(ctx: Context, recorder: Recorder, document: dict[str, Any]) -> None:
+    instance = boot.start(replace(ctx, dry=True), NAME, document)
+    assert recorder.verbs() == ["start"] and instance.name == NAME and not (ctx.lima.home / NAME).exists()
+
+
+def test_limactl_s_process_is_in_the_journal_while_it_runs(
+    ctx: Context,
+    recorder: Recorder,
+    directory: Path,
+    document: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noted: list[int] = []
+    monkeypatch.setattr(Journal, "note_child", lambda _self, pid: noted.append(pid))
+    boot.start(ctx, NAME, document, Journal(ctx.lima.home, NAME))
+    assert noted == [CHILD]
+
+
+# -- readiness ---------------------------------------------------------------------------------------
+
+
+def test_a_stamp_is_for_one_boot(ctx: Context, directory: Path) -> None:
+    instance = Instance(NAME, "Running", directory)
+    assert not boot.seen_ready(instance)
+    boot.stamp(instance)
+    assert boot.seen_ready(instance)
+    (directory / "ha.pid").unlink()
+    assert not boot.seen_ready(instance)
+    (directory / "ha.pid").write_text(f"{os.getpid()}\n")
+    os.utime(directory / "ha.pid", (1, 1))
+    assert not boot.seen_ready(instance)  # the same id, another boot
+
+
+def test_waiting_for_a_vm_that_somebody_else_starts(
+    ctx: Context, recorder: Recorder, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "sleep", lambda _s: None)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    instance = Instance(NAME, "Running", directory)
+    recorder.on("ssh", then=[failed("", 255), failed("", 1), Result(0)])
+    boot.wait_ready(ctx, instance)
+    assert boot.seen_ready(instance)
+    asked = len(recorder.calls)
+    boot.wait_ready(ctx, instance)
+    assert len(recorder.calls) == asked  # a warm attach asks nobody
+    (directory / "ha.pid").write_text("1\n")
+    recorder.on("ssh", then=failed("", 255))
+    with pytest.raises(StartError, match="does not get ready"):
+        boot.wait_ready(ctx, instance, timeout=5)
+
+
+# -- shares ------------------------------------------------------------------------------------------
+
+
+def test_a_shared_directory_that_is_gone_is_never_made_anew(project: Path, document: dict[str, Any]) -> None:
+    boot.check_shares(document)
+    project.rmdir()
+    with pytest.raises(StartError, match=f"Directory not found: {project}") as caught:
+        boot.check_shares(document)
+    assert "prune --orphans" in (caught.value.resolution or "") and not project.exists()
+
+
+def test_one_that_became_a_file_or_a_symlink_is_not_shared(project: Path, document: dict[str, Any]) -> None:
+    project.rmdir()
+    project.touch()
+    with pytest.raises(StartError, match="is no directory any more"):
+        boot.check_shares(document)
+    project.unlink()
+    (project.parent / ".ssh").mkdir()
+    project.symlink_to(".ssh")
+    with pytest.raises(RefusedError, match=r"has become a symlink to .*\.ssh"):
+        boot.check_shares(document)
+
+
+def test_a_symlink_on_the_way_counts_too(home: Path) -> None:
+    (home / "a" / "p").mkdir(parents=True)
+    document = {"mounts": template.mounts([Share(home / "a" / "p", Path("/p"), True)])}
+    boot.check_shares(document)
+    (home / "a").rename(home / "b")
+    (home / "a").symlink_to("b")
+    with pytest.raises(RefusedError, match="has become a symlink"):
+        boot.check_shares(document)
+
+
+# -- ports -------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_is_told_before_the_start() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with pytest.raises(StartError, match=f"Host port {port} is taken") as caught:
+            boot.check_ports((Port(port, 80),))
+        assert "-p OTHER:80" in (caught.value.resolution or "")
+    boot.check_ports((Port(port, 80),))
+    boot.check_ports(())
+
+
+def test_a_port_below_1024_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.socket.bind
+
+    def bind(self: socket.socket, address: tuple[str, int]) -> None:
+        if address[1] < 1024:
+            raise PermissionError(13, "Permission denied")
+        real(self, address)
+
+    class Ordinary(socket.socket):
+        pass
+
+    Ordinary.bind = bind  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(socket, "socket", Ordinary)
+    with pytest.raises(StartError, match="Host port 80 is below 1024") as caught:
+        boot.check_ports((Port(80, 8080),))
+    assert "-p 8080:8080" in (caught.value.resolution or "")
+
+
+# -- what Lima would really use ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "extra", "words"),
+    [
+        ("override.yaml", {"mounts": [{"location": "/srv"}]}, "mount of /srv at /srv"),
+        ("default.yaml", {"portForwards": [{"guestPort": 5, "hostPort": 6}]}, "port forward"),
+        (None, {"propagateProxyEnv": True}, "propagateProxyEnv"),
+    ],
+)
+def test_a_refusal_says_what_and_where(
+    ctx: Context,
+    recorder: Recorder,
+    directory: Path,
+    document: dict[str, Any],
+    file: str | None,
+    extra: Any,
+    words: str,
+) -> None:
+    where = directory / "lima.yaml"
+    if file:
+        (ctx.lima.home / "_config").mkdir()
+        where = ctx.lima.home / "_config" / file
+        where.touch()
+    merged = {
+        key: [*value, *document[key]] if isinstance(value, list) else value for key, value in extra.items()
+    }
+    shown(recorder, {**document, **merged})
+    with pytest.raises(RefusedError, match=words) as caught:
+        boot.check_effective(ctx, NAME, document)
+    assert str(where) in (caught.value.details or "") and "LIMA_HOME" in (caught.value.resolution or "")
+
+
+def test_a_config_that_lima_cannot_read_names_the_file(
+    ctx: Context, recorder: Recorder, directory: Path
+) -> None:
+    recorder.on("limactl", "list", then=Result(0, b"null\n"))
+    with pytest.raises(StartError, match=f"cannot read the configuration of {NAME}: {directory}/lima.yaml"):
+        boot.check_effective(ctx, NAME, {})
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- a\n", b"\xff\xfe", None])
+def test_an_unreadable_lima_yaml_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "lima.yaml").write_bytes(content)
+    with pytest.raises(StartError, match=str(tmp_path / "lima.yaml")):
+        boot.read_document(Instance("x", "Stopped", tmp_path))
+
+
+def test_a_document_is_written_and_read_back(ctx: Context, project: Path, document: dict[str, Any]) -> None:
+    place = put_instance(ctx, NAME)
+    odd = {**document, "mounts": template.mounts([Share(Path("/p/ä: #{{x}}"), Path("/mnt/project"), True)])}
+    boot.write_document(ctx, place, odd)
+    assert boot.read_document(Instance(NAME, "Stopped", place)) == odd
+    peeked = ctx.lima.peek(NAME)
+    assert peeked is not None and peeked.mark is not None and peeked.mark.project == project
+
+
+# -- stopping ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "force", "argv"),
+    [
+        ("Stopped", False, None),
+        ("Stopped", True, ("stop", "--tty=false", "--force", NAME)),
+        ("Running", False, ("stop", "--tty=false", NAME)),
+        ("Running", True, ("stop", "--tty=false", "--force", NAME)),
+        ("Broken", False, ("stop", "--tty=false", "--force", NAME)),
+    ],
+)
+def test_stopping(
+    ctx: Context, recorder: Recorder, status: str, force: bool, argv: tuple[str, ...] | None
+) -> None:
+    boot.stop(ctx, Instance(NAME, status, put_instance(ctx, NAME)), force=force)
+    assert recorder.argvs() == ([("limactl", *argv)] if argv else [])
+
+
+def test_stopping_ends_our_own_connection_first(ctx: Context, recorder: Recorder) -> None:
+    instance = Instance(NAME, "Running", put_instance(ctx, NAME))
+    ctx.guest(instance).control_path.touch()
+    boot.stop(ctx, instance)
+    assert [argv[0] for argv in recorder.argvs()] == ["ssh", "limactl"] and "exit" in recorder.argvs()[0]
+
+
+@pytest.fixture
+def qemu(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that seems to be Lima's: a path in the instance directory is in its arguments."""
+    line = ["sh", "-c", "sleep 60; :", f"{home}/.lima/{NAME}/qemu.pid"]
+    process = subprocess.Popen(line, start_new_session=True)
+    yield process
+    os.killpg(process.pid, 9)
+    process.wait()
+
+
+def test_pid_files_of_other_processes_are_removed_before_lima_kills_them(
+    ctx: Context, qemu: subprocess.Popen[bytes]
+) -> None:
+    directory = put_instance(ctx, NAME)
+    instance = Instance(NAME, "Broken", directory)
+    (directory / "ha.sock").touch()
+    (directory / "ha.pid").write_text(f"{os.getpid()}\n")  # alive, but no process of Lima's
+    (directory / "qemu.pid").write_text(f"{qemu.pid}\n")
+    assert boot.clear_stale_pids(instance)
+    assert not (directory / "ha.pid").exists()
+    assert (directory / "qemu.pid").exists() and (directory / "ha.sock").exists()  # something of it runs
+    assert not boot.clear_stale_pids(instance)
+    os.utime(directory / "qemu.pid", (1, 1))  # written long before that process began: the host was rebooted
+    assert boot.clear_stale_pids(instance)
+    assert not list(directory.glob("*.pid")) and not (directory / "ha.sock").exists()
+    assert (directory / "lima.yaml").exists()
+
+
+def test_pid_files_without_a_process_or_with_garbage(ctx: Context) -> None:
+    directory = put_instance(ctx, NAME)
+    (directory / "ha.pid").write_text(f"{2**22 + 1}\n")
+    (directory / "x.pid").write_text("garbage")
+    assert boot.clear_stale_pids(Instance(NAME, "Broken", directory))
+    assert [p.name for p in directory.glob("*.pid")] == ["x.pid"]
+
+
+def test_a_forced_stop_does_not_let_lima_kill_somebody_else(ctx: Context, recorder: Recorder) -> None:
+    directory = put_instance(ctx, NAME)
+    (directory / "ha.pid").write_text(f"{os.getpid()}\n")
+
+    def there(_command: Command) -> Result:
+        assert not (directory / "ha.pid").exists()
+        return failed("nothing to stop")
+
+    recorder.on("limactl", "stop", then=there)
+    boot.force_stop(ctx, NAME)  # Lima's complaint is no error of ours
+    assert recorder.verbs() == ["stop"]

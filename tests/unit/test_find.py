@@ -1,0 +1,123 @@
+"""Which VM is a project's: by its mark, never by its name alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from recording import Recorder, listed, put_instance
+
+from _claude_sandbox import find, vm
+from _claude_sandbox.context import Context
+from _claude_sandbox.errors import HostSetupError, SandboxExistsError
+from _claude_sandbox.journal import Journal
+from _claude_sandbox.lima import Lima
+
+
+def project(home: Path, name: str) -> Path:
+    path = home / name
+    path.mkdir(parents=True)
+    return path
+
+
+def row(ctx: Context, mark: vm.Mark, name: str | None = None) -> dict[str, object]:
+    """What Lima lists; `name` for a copy that carries another's mark."""
+    name = name or mark.name
+    return {"Name": name, "Dir": str(ctx.lima.home / name), "Param": {vm.MARK_PARAM: mark.encode()}}
+
+
+def test_found_by_its_name_without_asking_lima(ctx: Context, home: Path, recorder: Recorder) -> None:
+    app = project(home, "app")
+    put_instance(ctx, "claude-sandbox-app", vm.mark_for("claude-sandbox-app", app))
+    found = find.find(ctx, app)
+    assert found is not None and found.name == "claude-sandbox-app" and recorder.calls == []
+
+
+def test_two_projects_of_one_name_have_two_vms(ctx: Context, home: Path) -> None:
+    one, other = project(home, "a/app"), project(home, "b/app")
+    put_instance(ctx, "claude-sandbox-app", vm.mark_for("claude-sandbox-app", one))
+    assert find.find(ctx, other) is None
+    name = find.free_name(ctx, other)
+    assert name != "claude-sandbox-app" and name.startswith("claude-sandbox-app-")
+    put_instance(ctx, name, vm.mark_for(name, other))
+    assert (find.find(ctx, one), find.find(ctx, other)) == (
+        ctx.lima.peek("claude-sandbox-app"),
+        ctx.lima.peek(name),
+    )
+
+
+def test_found_under_another_name_by_its_mark(ctx: Context, home: Path, recorder: Recorder) -> None:
+    app = project(home, "app")
+    mark = vm.mark_for("claude-sandbox-old", app)
+    recorder.on("limactl", "list", then=listed(row(ctx, mark)))
+    found = find.find(ctx, app)
+    assert found is not None and found.name == "claude-sandbox-old"
+
+
+def test_what_is_not_ours(ctx: Context, home: Path, recorder: Recorder) -> None:
+    """A hand-made VM of our name, a clone that carries a sandbox's mark, and the tools VM."""
+    app = project(home, "app")
+    mark = vm.mark_for("claude-sandbox-app-x", app)
+    put_instance(ctx, "claude-sandbox-app")
+    tools = vm.Mark(vm.TOOLS, "tools-vm")
+    recorder.on(
+        "limactl", "list",
+        then=listed(row(ctx, mark, "copy"), row(ctx, tools), {"Name": "claude-sandbox-app", "Dir": "/x"}),
+    )  # fmt: skip
+    assert find.ours(ctx) == [] and find.find(ctx, app) is None and find.moved(ctx, app) is None
+    assert find.free_name(ctx, app) == find.candidates(ctx, app)[1]
+
+
+def test_a_mark_of_another_schema_is_explained(ctx: Context, home: Path) -> None:
+    app = project(home, "app")
+    directory = put_instance(ctx, "claude-sandbox-app")
+    (directory / "lima.yaml").write_text(f"param:\n  {vm.MARK_PARAM}: 7;sandbox;claude-sandbox-app;x\n")
+    with pytest.raises(SandboxExistsError, match=r"made by another version .*mark 7"):
+        find.find(ctx, app)
+
+
+def test_a_moved_project_is_recognised_only_when_the_old_place_is_gone(
+    ctx: Context, home: Path, recorder: Recorder
+) -> None:
+    old = project(home, "old")
+    mark = vm.mark_for("claude-sandbox-old", old)
+    recorder.on("limactl", "list", then=listed(row(ctx, mark)))
+    new = home / "new"
+    old.rename(new)
+    found = find.moved(ctx, new)
+    assert found is not None and found.name == "claude-sandbox-old"
+    assert find.find(ctx, new) is None  # asked, never assumed
+    old.mkdir()
+    assert find.moved(ctx, new) is None
+    assert find.moved(ctx, home) is None
+
+
+def test_a_name_under_construction_is_not_free(ctx: Context, home: Path) -> None:
+    app = project(home, "app")
+    Journal(ctx.lima.home, "claude-sandbox-app").begin(home / "b" / "app")
+    assert find.free_name(ctx, app) == find.candidates(ctx, app)[1]
+
+
+def test_both_names_taken(ctx: Context, home: Path) -> None:
+    app = project(home, "app")
+    for name in find.candidates(ctx, app):
+        put_instance(ctx, name)
+    with pytest.raises(SandboxExistsError, match=r"Both names .* are taken"):
+        find.free_name(ctx, app)
+
+
+@pytest.mark.parametrize("macos", [True, False])
+def test_a_lima_home_without_room_says_how_long_it_may_be(
+    ctx: Context, recorder: Recorder, macos: bool
+) -> None:
+    def at(length: int) -> Context:
+        return replace(ctx, lima=Lima(recorder, Path("/" + "x" * (length - 1))), macos=macos)
+
+    with pytest.raises(HostSetupError, match="LIMA_HOME is too long") as caught:
+        find.candidates(at(70), Path("/app"))
+    most = int("".join(filter(str.isdigit, (caught.value.resolution or "").partition("at most")[2])))
+    plain, hashed = find.candidates(at(most), Path("/home/me/application"))
+    assert plain != hashed and most + len(hashed) + 27 <= (103 if macos else 107)
+    with pytest.raises(HostSetupError):
+        find.candidates(at(most + 1), Path("/app"))

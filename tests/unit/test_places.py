@@ -1,0 +1,132 @@
+"""Where a host directory appears in the guest, and what is never shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from _claude_sandbox import places
+from _claude_sandbox.errors import RefusedError
+
+HOMES = (Path("/home/me"), Path("/home/me.guest"))
+plain = st.text("abcXYZ019._/@+-", min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/home/me/app", "/root/app", "/tmp/x", "/srv/a@b+c_d-e.f", "/home/me/Grüße", "/home/me/日本語/プロジェクト",
+     "/mnt/data", "/opt/x", "/var/www/site", "/home/other", "/Users/me/app", "/mnt/limasomething", "/runner/work"],
+)  # fmt: skip
+def test_the_same_path_where_it_works(path: str) -> None:
+    assert places.mount_point(Path(path), HOMES) == Path(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/home", "/home/me", "/home/me.guest", "/root", "/tmp", "/usr", "/opt", "/srv", "/mnt", "/var", "/media",
+        "/proc/1", "/sys/x", "/dev/shm/app", "/run/user/1000/app", "/boot/x", "/etc/app", "/usr/src/app", "/lib/x",
+        "/var/lib/app", "/var/run/app", "/mnt/lima-cidata", "/mnt/lima-x/app", "/mnt/claude-sandbox/settings",
+    ],
+)  # fmt: skip
+def test_places_that_the_guest_needs(path: str) -> None:
+    assert places.mount_point(Path(path), HOMES) == places.FALLBACK
+
+
+@pytest.mark.parametrize(
+    "bad", [*" :'\"[]{}#\\,$`*?!&;|<>()~=%^", "\t", "\u00a0", "\u200d", "\u202e", "\udcff"]
+)
+def test_characters_that_lima_cannot_carry_into_the_guest(bad: str) -> None:
+    assert places.mount_point(Path(f"/home/me/a{bad}b"), HOMES) == places.FALLBACK
+
+
+@given(plain)
+def test_a_mount_point_is_a_plain_absolute_path(text: str) -> None:
+    point = places.mount_point(Path("/home/me/p") / text.lstrip("/"), HOMES)
+    assert point.is_absolute() and str(point).isascii()
+
+
+@given(st.text(max_size=20).filter(lambda t: "\0" not in t))
+def test_no_character_that_breaks_cloud_init_gets_through(text: str) -> None:
+    point = str(places.mount_point(Path("/home/me/p" + text.replace("/", "")), HOMES))
+    assert not set(point) & set(" \t\n:'\"[]{}#\\,$`") and point.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a:b", "{{x}}", "a#b", "Grüße", "'", '"', "a\u00a0b", "a\u200db", "$(id)"]
+)
+def test_what_the_host_side_can_carry(name: str) -> None:
+    places.check_carriable(Path("/p") / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("a,b", "a comma"), ("a\\b", "a backslash"), ("a\nb", "control"), ("a\x7fb", "control"), ("a\udcffb", "UTF-8"),
+     ("a\ue000b", "control"), ("a\x85b", "control")],
+)  # fmt: skip
+def test_what_it_cannot(name: str, what: str) -> None:
+    with pytest.raises(RefusedError, match=what) as caught:
+        places.check_carriable(Path("/p") / name)
+    assert caught.value.brief.isprintable()  # the terminal does not get what the name is made of
+
+
+@given(st.text(max_size=20).filter(lambda t: "\0" not in t))
+def test_carriable_is_decided_for_any_name(text: str) -> None:
+    bad = any(c in ",\\" or ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in text)
+    try:
+        places.check_carriable(Path("/p") / text.replace("/", ""))
+    except RefusedError:
+        return
+    assert not bad
+
+
+SECRETS = (".lima", ".ssh", ".claude-sandbox/.claude", ".claude-sandbox", ".local/state/claude-sandbox",
+           ".local/share/claude-sandbox", ".config/claude-sandbox")  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("relation", ["itself", "below", "above"])
+@pytest.mark.parametrize("writable", [True, False])
+def test_the_keys_to_the_host_are_never_shared(
+    home: Path, monkeypatch: pytest.MonkeyPatch, secret: str, relation: str, writable: bool
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    place = home / secret
+    place.mkdir(parents=True)
+    path = {"itself": place, "below": place / "deep" / "er", "above": place.parent}[relation]
+    with pytest.raises(RefusedError, match="cannot be shared with a sandbox"):
+        places.check_shareable(path, home / ".claude-sandbox" / ".claude", writable)
+
+
+def test_an_ordinary_project_is_shared(home: Path) -> None:
+    for path in (home / "projects" / "app", home / ".limabean", home / ".sshfs", Path("/srv/app")):
+        places.check_shareable(path, home / ".claude-sandbox" / ".claude", True)
+
+
+def test_own_settings_and_lima_s_directories_are_meant_wherever_they_are(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMA_HOME", str(tmp_path / "vms"))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "settings").symlink_to("real")
+    cases = {tmp_path / "vms" / "x": "Lima's directory", tmp_path / "real" / "x": "the settings directory"}
+    for path, words in cases.items():
+        with pytest.raises(RefusedError, match=f"lies in {words}"):
+            places.check_shareable(path, tmp_path / "settings", True)
+
+
+def test_the_running_checkout_is_not_a_project(home: Path) -> None:
+    checkout = Path(places.__file__).resolve().parent.parent
+    for path in (checkout, checkout / "docs", checkout.parent):
+        with pytest.raises(RefusedError, match="the running claude-sandbox"):
+            places.check_shareable(path, home / "settings", True)
+
+
+def test_parents_are_opened_from_the_top() -> None:
+    points = (Path("/root/a/b"), Path("/srv/x"), Path("/mnt/project"))
+    parents = places.guest_parents(points)
+    assert set(parents) == {Path("/root"), Path("/root/a"), Path("/srv"), Path("/mnt")}
+    assert parents.index(Path("/root")) < parents.index(Path("/root/a"))

@@ -1,0 +1,347 @@
+"""Building the tools VM beside the old one, trying it, and the swap (spec 1.9, 8.3, 4.14).
+
+Against the fake limactl (tests/fakes): real directories, real kills.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from box import ROOT, Box
+from recording import Told
+
+from _claude_sandbox import paths, swap, template, tools, tools_document, tools_vm, vm
+from _claude_sandbox.errors import CreateError, UsageError
+from _claude_sandbox.lima import Lima
+from _claude_sandbox.run import LocalRunner
+
+NAME, TEMPORARY = "tools-vm", "tools-vm-new"
+
+# The rebuild without an image: what the tests of test_image.py are about, and a guest that is this host.
+DRIVER = """
+import os, sys
+from pathlib import Path
+from _claude_sandbox import paths, tools_document, tools_vm, vm
+from _claude_sandbox.image import GuestImage
+from _claude_sandbox.image_recipe import ARCHES
+from _claude_sandbox.lima import Lima
+from _claude_sandbox.progress import Progress
+from _claude_sandbox.run import LocalRunner
+
+image = Path(os.environ["HOME"]) / "image"
+image.mkdir(exist_ok=True)
+for name in ("disk.qcow2", "kernel", "initrd"):
+    (image / name).write_text(name)
+
+def document(build):
+    return tools_document.from_image(GuestImage(image, ARCHES["x86_64"]), build.meant)
+
+tools_vm._document = document
+step = os.environ.get("KILL_AT")
+if step:
+    module, name = step.split(".")
+    module = getattr(tools_vm, module) if module != "tools_vm" else tools_vm
+    real = getattr(module, name)
+    def die(*args, **kwargs):
+        if os.environ["KILL_WHEN"] == "after":
+            real(*args, **kwargs)
+        os.kill(os.getpid(), 9)
+    setattr(module, name, die)
+report = tools_vm.rebuild(
+    Lima(LocalRunner(), Path(os.environ["LIMA_HOME"])), only=["claude"], from_packages=True,
+    user=vm.GuestUser("tester", 1000), cpus=2, memory_mib=2048, disk_gib=20, start_env={},
+    runtime=paths.runtime_dir(), progress=Progress(),
+)
+sys.exit(0 if report.ok else 1)
+"""
+
+
+def drive(box: Box, **env: str) -> subprocess.CompletedProcess[str]:
+    """One rebuild in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        env={**box.env, "PYTHONPATH": str(ROOT), **env},
+        cwd=box.root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def mark(box: Box, name: str) -> vm.Mark | None:
+    env: dict[str, str | None] = {**box.env, "FAKE_LIMA_FAULTS": None, "FAKE_LIMA_LOG": None}
+    instance = Lima(LocalRunner(), box.lima_home, executable=str(box.bin / "limactl"), env=env).get(name)
+    return instance.mark if instance else None
+
+
+def inode(box: Box, name: str = NAME) -> int:
+    return (box.lima_home / name).stat().st_ino
+
+
+def assert_whole(box: Box) -> None:
+    """A tools VM of ours stands there, stopped, protected, and nothing else does."""
+    assert box.vms() == {NAME: "Stopped"}
+    assert mark(box, NAME) == vm.Mark(vm.TOOLS, NAME)
+    assert (box.lima_home / NAME / "protected").exists()
+    assert not (box.lima_home / NAME / tools_vm.SWAP_NOTE).exists()
+    assert not (box.lima_home / TEMPORARY).exists()
+
+
+# -- the good way ------------------------------------------------------------------------------------
+
+
+def test_the_first_one(box: Box) -> None:
+    done = drive(box)
+    assert done.returncode == 0, done.stderr
+    assert_whole(box)
+    document = (box.lima_home / NAME / "lima.yaml").read_text()
+    assert "PARAM_csMark" in document and "forwardAgent: false" in document and "mounts: []" in document
+    assert not (box.lima_home / NAME / "cidata.iso").exists()
+    verbs = [argv[0] for argv in box.calls()]
+    assert [v for v in verbs if v in ("create", "start", "stop", "protect")] == [
+        "create",
+        "start",
+        "stop",
+        "protect",
+    ]
+
+
+def test_a_new_one_takes_the_place_of_the_old(box: Box) -> None:
+    box.tools_vm()
+    before = inode(box)
+    done = drive(box)
+    assert done.returncode == 0, done.stderr
+    assert_whole(box)
+    assert inode(box) != before
+
+
+def test_a_missing_tool_swaps_nothing(box: Box) -> None:
+    box.tools_vm()
+    before = inode(box)
+    driver = DRIVER.replace("report =", "from dataclasses import replace\n"
+        "table = tools_vm.choose\n"
+        "tools_vm.choose = lambda only: tuple(replace(t, verify='false') for t in table(only))\nreport =")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", driver],
+        env={**box.env, "PYTHONPATH": str(ROOT)},
+        cwd=box.root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and not done.stderr
+    assert_whole(box)
+    assert inode(box) == before
+
+
+# -- what stands in the way --------------------------------------------------------------------------
+
+
+def test_a_foreign_vm_is_never_touched(box: Box) -> None:
+    directory = box.vm(NAME)
+    done = drive(box)
+    assert "SandboxExistsError" in done.stderr and "did not build it" in done.stderr
+    assert directory.exists() and mark(box, NAME) is None
+    assert not box.calls(verb="create")
+
+
+def test_a_copy_of_ours_is_foreign(box: Box) -> None:
+    box.tools_vm("other")
+    box.limactl("clone", "--tty=false", "other", NAME)
+    assert "SandboxExistsError" in drive(box).stderr
+
+
+def test_a_directory_that_is_no_vm(box: Box) -> None:
+    (box.lima_home / NAME).mkdir()
+    (box.lima_home / NAME / "notes").write_text("mine")
+    assert "SandboxExistsError" in drive(box).stderr
+    assert (box.lima_home / NAME / "notes").read_text() == "mine"
+
+
+def test_a_running_one_is_not_replaced(box: Box) -> None:
+    box.tools_vm()
+    box.limactl("start", "--tty=false", NAME)
+    done = drive(box)
+    assert "CreateError" in done.stderr and "is Running" in done.stderr
+    assert box.vms() == {NAME: "Running"}
+
+
+def test_a_foreign_vm_under_the_temporary_name(box: Box) -> None:
+    box.vm(TEMPORARY)
+    assert "SandboxExistsError" in drive(box).stderr
+    assert box.vms() == {TEMPORARY: "Stopped"}
+
+
+def test_a_hand_made_clone_under_the_temporary_name(box: Box) -> None:
+    """It carries the mark of its source, and the note of a swap too: still it is not ours."""
+    box.tools_vm()
+    tools_vm._put_note(box.lima_home / NAME)
+    box.limactl("clone", "--tty=false", NAME, TEMPORARY)
+    assert (box.lima_home / TEMPORARY / tools_vm.SWAP_NOTE).exists()
+    assert "SandboxExistsError" in drive(box).stderr
+    assert (box.lima_home / TEMPORARY).exists()
+
+
+# -- faults and kills --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["create", "start", "stop", "protect"])
+def test_a_failing_limactl_leaves_the_old_one(box: Box, verb: str) -> None:
+    box.tools_vm()
+    before = inode(box)
+    box.fault(verb, fail="disk I/O error", rc=1)
+    done = drive(box)
+    assert "CreateError" in done.stderr and "disk I/O error" in done.stderr
+    box.mend()
+    assert_whole(box)
+    assert inode(box) == before
+
+
+MOMENTS = [(verb, when) for verb in ("create", "start", "stop") for when in ("before", "during", "after")]
+KILLS = [
+    *((*moment, old) for moment in [*MOMENTS, ("start", "booting")] for old in (True, False)),
+    *(("delete", when, True) for when in ("before", "during", "after")),
+]
+
+
+@pytest.mark.parametrize(("verb", "when", "old"), KILLS)
+def test_killed_in_limactl(box: Box, verb: str, when: str, old: bool) -> None:
+    if old:
+        box.tools_vm()
+    box.fault(verb, kill_parent=when, die=True)
+    assert drive(box).returncode == -9
+    box.mend()
+    if old:
+        assert mark(box, NAME) == vm.Mark(vm.TOOLS, NAME), "the tools VM works at any instant"
+    done = drive(box)
+    assert done.returncode == 0, done.stderr
+    assert_whole(box)
+
+
+STEPS = [
+    "tools_vm._build_and_try",
+    "tools_vm._put_note",
+    "boot.write_document",
+    "swap.exchange",
+    "tools_vm._drop",
+]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_in_between(box: Box, step: str, when: str) -> None:
+    box.tools_vm()
+    assert drive(box, KILL_AT=step, KILL_WHEN=when).returncode == -9
+    assert mark(box, NAME) == vm.Mark(vm.TOOLS, NAME)
+    assert (box.lima_home / NAME / "protected").exists()
+    done = drive(box)
+    assert done.returncode == 0, done.stderr
+    assert_whole(box)
+
+
+# -- in this process ---------------------------------------------------------------------------------
+
+
+def rebuild(home: Path, **changes: object) -> tools_vm.BuildReport:
+    lima = Lima(LocalRunner(), home / ".lima")
+    arguments: dict[str, object] = {
+        "user": vm.GuestUser("me", 1000), "cpus": 1, "memory_mib": 1024, "disk_gib": 20, "start_env": {},
+        "runtime": paths.runtime_dir(), "progress": Told(), "from_packages": True, **changes,
+    }  # fmt: skip
+    return tools_vm.rebuild(lima, **arguments)  # type: ignore[arg-type]
+
+
+def test_names_and_tools_are_checked_first(home: Path) -> None:
+    with pytest.raises(UsageError, match="too long"):
+        rebuild(home, name="x" * 70)
+    with pytest.raises(UsageError, match="Unknown tool"):
+        rebuild(home, only=["nonsense"])
+
+
+def test_the_mode_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Told()
+    monkeypatch.setattr(tools_vm, "reachable", lambda _: False)
+    assert tools_vm._mode(None, progress) and "distribution's packages" in progress.notes[0]
+    monkeypatch.setattr(tools_vm, "reachable", lambda _: True)
+    assert not tools_vm._mode(None, progress) and tools_vm._mode(True, progress)
+
+
+def test_without_packages_a_mac_cannot_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools_vm, "reachable", lambda _: False)
+    monkeypatch.setattr(tools_document, "on_macos", lambda: True)
+    with pytest.raises(CreateError, match="cannot be reached"):
+        tools_vm._mode(None, Told())
+
+
+def test_what_cannot_be_reached() -> None:
+    assert not tools_vm.reachable("http://127.0.0.1:1/x.img")
+    assert not tools_vm.reachable("no address")
+
+
+def test_a_report_is_ok_without_what_the_mode_cannot_have() -> None:
+    check = tools_vm.ToolCheck("git", True, "2", "")
+    report = tools_vm.BuildReport("x", (check, replace(check, ok=None)), Path("log"), 1.0, True)
+    assert report.ok and not replace(report, tools=(check, replace(check, ok=False))).ok
+
+
+# -- the documents -----------------------------------------------------------------------------------
+
+MEANT = template.Meant(
+    mark=vm.Mark(vm.TOOLS, TEMPORARY),
+    user=vm.GuestUser("me", 501),
+    shares=(),
+    cpus=4,
+    memory=8 << 30,
+    disk=100 << 30,
+)
+
+
+def test_the_cloud_document() -> None:
+    chosen = tools.choose(["claude", "uv"])
+    document = tools_document.from_cloud(tools_document.load(), chosen, MEANT)
+    assert document["param"]["tools"] == "claude python3 uv" and "csMark" in document["param"]
+    assert document["user"] == {"name": "me", "uid": 501, "home": "/home/me.guest"}
+    assert (document["memory"], document["disk"], document["cpus"]) == ("8GiB", "100GiB", 4)
+    assert document["mounts"] == [] and document["mountType"] == "9p" and document["vmType"] == "qemu"
+    data = {entry["path"]: entry for entry in document["provision"] if entry["mode"] == "data"}
+    assert "/etc/ssh/sshd_config.d/90-claude-sandbox.conf" in data
+    scripts = "".join(entry.get("script", "") for entry in document["provision"])
+    assert all(f"PARAM_{name}" in scripts for name in document["param"])
+    assert not any("file" in entry for entry in document["provision"])
+
+
+def test_the_cloud_document_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    document = tools_document.from_cloud(tools_document.load(), tools.TOOLS, replace(MEANT, macos=True))
+    assert document["vmType"] == "vz" and document["mountType"] == "virtiofs"
+    assert document["vmOpts"]["vz"]["rosetta"]["enabled"] is True
+
+
+def test_what_the_finished_one_keeps() -> None:
+    built = tools_document.from_cloud(tools_document.load(), tools.TOOLS, MEANT)
+    final = tools_document.final(built, vm.Mark(vm.TOOLS, NAME).encode())
+    assert final["param"] == {"csMark": "1;tools;tools-vm;;0;0"} and len(final["provision"]) == 1
+    assert "PARAM_csMark" in final["provision"][0]["script"]
+    assert final["images"] == built["images"]
+
+
+def test_a_note_is_only_for_its_own_directory(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    assert not tools_vm.put_aside(one)
+    tools_vm._put_note(one)
+    assert tools_vm.put_aside(one)
+    (other / tools_vm.SWAP_NOTE).write_bytes((one / tools_vm.SWAP_NOTE).read_bytes())
+    assert not tools_vm.put_aside(other)
+    swap.exchange(one, other)
+    assert tools_vm.put_aside(other) and not tools_vm.put_aside(one)
+    assert json.loads((other / tools_vm.SWAP_NOTE).read_text())["version"] == 1

@@ -1,0 +1,178 @@
+"""What a user types: every accepted form, and a sentence for what is none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from _claude_sandbox import values
+from _claude_sandbox.values import GIB, MIB, TIB, Mount, Port
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GiB", 8 * GIB), ("8G", 8 * GIB), ("8gb", 8 * GIB), ("8 GiB", 8 * GIB), (" 512MiB ", 512 * MIB),
+        ("1.5GiB", 1536 * MIB), ("1TiB", TIB), ("1048576k", GIB), (1 << 30, GIB), ("2097152K", 2 * GIB),
+    ],
+)  # fmt: skip
+def test_sizes(text: object, size: int) -> None:
+    assert values.parse_size(text, 1) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "8XB", "-1GiB", "8GiBx", "1e3", "8 G B", "८GiB", "0x8", "8;rm", None, [], "9" * 400]
+)
+def test_what_is_no_size(text: object) -> None:
+    with pytest.raises(ValueError, match="no size"):
+        values.parse_size(text, 1)
+
+
+@given(st.integers(min_value=1, max_value=64 * 1024 * 1024))
+def test_a_size_is_read_as_it_was_written(mebibytes: int) -> None:
+    text = values.format_size(mebibytes * MIB)
+    assert values.parse_size(text, 1) == mebibytes * MIB
+    assert re.fullmatch(r"\d+[MGT]iB", text)
+
+
+@given(st.decimals(min_value=1, max_value=4096, places=3), st.sampled_from(["MiB", "GiB"]))
+def test_what_is_asked_for_again_equals_what_was_written(number: object, unit: str) -> None:
+    """Else `--disk 10.7GiB` on an existing sandbox would seem to shrink the 10957MiB in its file."""
+    asked = values.parse_size(f"{number}{unit}", 1)
+    assert values.parse_size(values.format_size(asked), 1) == asked
+
+
+def test_limits_are_named() -> None:
+    assert values.parse_memory("512MiB") == 512 * MIB
+    assert values.parse_disk("1GiB") == GIB
+    with pytest.raises(ValueError, match="out of range; 512MiB to 8TiB"):
+        values.parse_memory("511MiB")
+    with pytest.raises(ValueError, match="out of range"):
+        values.parse_memory("9TiB")
+    with pytest.raises(ValueError, match="1GiB to 64TiB"):
+        values.parse_disk("0")
+
+
+@pytest.mark.parametrize(("value", "cpus"), [("1", 1), (" 8 ", 8), (4, 4), ("1024", 1024)])
+def test_cpus(value: object, cpus: int) -> None:
+    assert values.parse_cpus(value) == cpus
+
+
+@pytest.mark.parametrize("value", ["0", "1025", "-1", "two", "1.5", 2.0, True, None, "", "٣", "99999", [1]])
+def test_no_cpus(value: object) -> None:
+    with pytest.raises(ValueError, match="no number of CPUs"):
+        values.parse_cpus(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "ports"),
+    [
+        ("80:8080,9090", [(80, 8080), (9090, 9090)]),
+        ("9090, 80:8080", [(80, 8080), (9090, 9090)]),
+        ("1,65535", [(1, 1), (65535, 65535)]),
+        ("3000,3000", [(3000, 3000)]),
+        ("3000:80,3001:80", [(3000, 80), (3001, 80)]),
+        (8080, [(8080, 8080)]),
+        ([8080, "81:82"], [(81, 82), (8080, 8080)]),
+    ],
+)
+def test_ports(value: object, ports: list[tuple[int, int]]) -> None:
+    assert values.parse_ports(value) == tuple(Port(*pair) for pair in ports)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0", "65536", "80:0", "80:", ":80", "80:81:82", "http", "-80", "80-90", "127.0.0.1:80:80", "८०", "1e3", True,
+     "80;81"],
+)  # fmt: skip
+def test_no_ports(value: object) -> None:
+    with pytest.raises(ValueError, match="is no port"):
+        values.parse_ports(value)
+
+
+def test_a_host_port_leads_to_one_place() -> None:
+    with pytest.raises(ValueError, match="host port 80 is asked for twice"):
+        values.parse_ports("80:8080,80:9090")
+    empty: list[object] = ["", ",", []]
+    for nothing in empty:
+        with pytest.raises(ValueError, match="no port in it"):
+            values.parse_ports(nothing)
+
+
+@given(st.dictionaries(st.integers(1, 65535), st.integers(1, 65535), min_size=1, max_size=8))
+def test_ports_written_are_ports_read(wanted: dict[int, int]) -> None:
+    ports = tuple(Port(host, guest) for host, guest in wanted.items())
+    assert set(values.parse_ports(",".join(map(str, ports)))) == set(ports)
+
+
+def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("data", "home/docs", "odd:name", "x:ro"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data")
+    assert values.parse_mount("data", tmp_path) == Mount(tmp_path / "data", True)
+    assert values.parse_mount("data:ro", tmp_path) == Mount(tmp_path / "data", False)
+    assert values.parse_mount("link:rw", tmp_path) == Mount(tmp_path / "data", True)
+    assert values.parse_mount("~/docs:ro", tmp_path) == Mount(tmp_path / "home" / "docs", False)
+    assert values.parse_mount("odd:name", tmp_path) == Mount(tmp_path / "odd:name", True)
+    assert values.parse_mount("x:ro:ro", tmp_path) == Mount(tmp_path / "x:ro", False)
+    assert [str(values.parse_mount(t, tmp_path)) for t in ("data", "data:ro")] == [
+        f"{tmp_path}/data",
+        f"{tmp_path}/data:ro",
+    ]
+    for text, words in (("", "no directory"), (":ro", "no directory"), ("gone", "no such directory")):
+        with pytest.raises(ValueError, match=words):
+            values.parse_mount(text, tmp_path)
+
+
+def test_vm_names() -> None:
+    for good in ("tools-vm", "a", "A.b_c-d9"):
+        assert values.parse_vm_name(good) == good
+    for bad in (
+        "",
+        "-a",
+        "a-",
+        "a--b",
+        "a/b",
+        "a b",
+        "../x",
+        "a\n",
+        "ä",
+        "a" * 77,
+        "$(id)",
+        "a..b",
+        None,
+        True,
+    ):
+        with pytest.raises(ValueError, match="no VM name"):
+            values.parse_vm_name(bad)
+
+
+def test_templates_packages_and_host_switches() -> None:
+    assert values.parse_template("template:default") == "template:default"
+    odd: list[object] = ["", "--set", "a\nb", None, []]
+    for bad in odd:
+        with pytest.raises(ValueError, match="no template"):
+            values.parse_template(bad)
+    assert values.parse_packages("ripgrep, g++,ripgrep") == ("ripgrep", "g++")
+    assert values.parse_packages(["libssl-dev"]) == ("libssl-dev",)
+    odd = ["Rip", "-y", "a b", "a;b", "../x", "a=1", ["--allow-unauthenticated"]]
+    for bad in odd:
+        with pytest.raises(ValueError, match="no package name"):
+            values.parse_packages(bad)
+    assert values.parse_from_host("host") is True
+    assert values.parse_from_host("none") is False
+    odd = ["yes", True, "HOST", 1]
+    for bad in odd:
+        with pytest.raises(ValueError, match="write host or none"):
+            values.parse_from_host(bad)
+
+
+def test_sizes_as_lima_writes_them() -> None:
+    assert [values.format_size(n) for n in (GIB, 1536 * MIB, TIB, 512 * MIB, 12345, 0)] == [
+        "1GiB", "1536MiB", "1TiB", "512MiB", "12345B", "0B",
+    ]  # fmt: skip
