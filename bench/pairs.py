@@ -137,7 +137,11 @@ def shell(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
 
 
 def create(plain: Plain, pairs: int, project: Path, base: str) -> dict[str, object]:
-    """A cold `create` beside `limactl clone` and `start` of the same base."""
+    """A cold `create` beside `limactl clone` and `start` of the same base, with the same CPUs and memory."""
+    import yaml
+
+    document = yaml.safe_load((plain.home / base / "lima.yaml").read_text())
+    size = ["--cpus", str(document["cpus"]), "--memory", str(document["memory"])]
 
     def theirs() -> None:
         plain("clone", "--tty=false", base, "bench-plain")
@@ -146,7 +150,7 @@ def create(plain: Plain, pairs: int, project: Path, base: str) -> dict[str, obje
     return compare(
         Side(
             "claude-sandbox create",
-            lambda: call([OURS, "create", "-y", "-d", str(project), "-c", base]),
+            lambda: call([OURS, "create", "-y", "-d", str(project), "-c", base, *size]),
             lambda: call([OURS, "delete", "-y", "-d", str(project)]),
         ),
         Side("limactl clone + start", theirs, lambda: plain("delete", "--force", "bench-plain")),

@@ -200,49 +200,60 @@ def fetch(port: int, tries: int = 30) -> str:
     raise AssertionError
 
 
+class Screen:
+    """A terminal of 110 by 35: a tmux server of the test's own, run by the person who sits before it."""
+
+    def __init__(self, person: Person) -> None:
+        self.person = person
+
+    def tmux(self, *arguments: str) -> str:
+        return self.person.run("tmux", "-S", str(self.person.home / "screen"), *arguments, code=None).out
+
+    def open(self, where: Path, env: dict[str, str], *argv: str) -> None:
+        pairs = [f"{key}={value}" for key, value in env.items()]
+        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "110", "-y", "35", "-c", str(where), "--",
+                  "env", "-u", "TMUX", "-u", "TMUX_PANE", *pairs, *argv)  # fmt: skip
+
+    def type(self, text: str) -> None:
+        self.tmux("send-keys", "-l", text)
+        self.wait_for(text)
+        self.tmux("send-keys", "Enter")
+
+    def wait_for(self, text: str, seconds: float = 180) -> str:
+        deadline = time.monotonic() + seconds
+        while True:
+            shown = self.tmux("capture-pane", "-p")
+            if text in shown:
+                return shown
+            assert time.monotonic() < deadline, f"{text!r} never came on the screen:\n{shown}"
+            time.sleep(0.5)
+
+
 @pytest.fixture
-def screen(user: Person, app: Path, stub: Stub) -> Iterator[Path]:
-    """A terminal of 110 by 35, by a tmux server of the test's own; yields its socket."""
-    server = user.home / "screen"
-    command = user.argv([str(user.checkout / "claude-sandbox"), "--new"], stub.env)
-    tmux(server, "-f", "/dev/null", "new-session", "-d", "-x", "110", "-y", "35", "-c", str(app), "--",
-         "env", "-u", "TMUX", "-u", "TMUX_PANE", *command)  # fmt: skip
-    yield server
-    tmux(server, "kill-server")
+def screen(user: Person) -> Iterator[Screen]:
+    shown = Screen(user)
+    yield shown
+    shown.tmux("kill-server")
 
 
-def tmux(server: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["tmux", "-S", str(server), *arguments], capture_output=True, text=True, check=False
+def test_the_tui_under_tmux(user: Person, app: Path, stub: Stub, screen: Screen) -> None:
+    """Claude's prompt with no dialog before it; an answer; detach and attach again; the end."""
+    command = str(user.checkout / "claude-sandbox")
+    screen.open(
+        app, stub.env, "sh", "-c", f"{command} --new; echo code=$?; {command}; echo code=$?; sleep 600"
     )
-    return done.stdout
-
-
-def wait_for(server: Path, text: str, seconds: float = 120) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        shown = tmux(server, "capture-pane", "-p")
-        if text in shown:
-            return shown
-        time.sleep(0.5)
-    raise AssertionError(f"{text!r} never came on the screen:\n{shown}")
-
-
-def test_the_tui_under_tmux(user: Person, app: Path, screen: Path) -> None:
-    shown = wait_for(screen, "bypass permissions on")
-    assert "❯" in shown
-    tmux(screen, "send-keys", "-l", "hello there")
-    wait_for(screen, "hello there")
-    tmux(screen, "send-keys", "Enter")
-    wait_for(screen, "stub reply")
-    sessions = user.run("tmux", "list-sessions", "-F", "#{session_name}", code=None).out
-    assert sessions.startswith(f"{NAME}-") or "claude-sandbox-app" in sessions
-    tmux(screen, "send-keys", "-l", "/exit")
-    time.sleep(1)
-    tmux(screen, "send-keys", "Enter")
-    deadline = time.monotonic() + 60
-    while user.run("tmux", "list-sessions", code=None).code == 0 and time.monotonic() < deadline:
-        time.sleep(0.5)
+    assert "❯" in screen.wait_for("bypass permissions on")
+    screen.type("hello there")
+    screen.wait_for("stub reply")
+    sessions = user.run("tmux", "list-sessions", "-F", "#{session_name}").out.split()
+    assert len(sessions) == 1 and sessions[0].startswith(f"{NAME}-")
+    user.run("tmux", "detach-client", "-s", sessions[0])
+    screen.wait_for("bypass permissions on")  # `claude-sandbox` again: the same Claude
+    assert user.run("tmux", "list-sessions", "-F", "#{session_name}").out.split() == sessions
+    screen.type("/exit")
+    screen.tmux("send-keys", "Enter")
+    shown = screen.wait_for("code=0")
+    assert shown.count("code=0") >= 1
     assert user.run("tmux", "list-sessions", code=None).code != 0, "the session ended with Claude"
 
 

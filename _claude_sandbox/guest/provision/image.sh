@@ -29,6 +29,11 @@ gopls() {
     GOPATH=/tmp/go GOCACHE=/tmp/gocache GOBIN=/usr/local/bin \
         GOTOOLCHAIN=local command go install "golang.org/x/tools/gopls@v$PIN_GOPLS"
 }
+kotlin() {
+    # Debian leaves out the file in which kotlin's launcher looks for its own version.
+    version=$(dpkg-query --show --showformat='${Version}' kotlin)
+    [ -e /usr/share/kotlin/kotlinc/build.txt ] || echo "${version%%+*}" > /usr/share/kotlin/kotlinc/build.txt
+}
 units() {
     # Timers would wake up, and work, in every sandbox at once.
     systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
@@ -51,6 +56,7 @@ if want typescript || want ts-node; then step npm_packages; fi
 if want uv; then step uv; fi
 if want go; then step go; fi
 if want gopls; then step gopls; fi
+if want kotlin; then step kotlin; fi
 step units
 rm -rf /tmp/npm /tmp/go /tmp/gocache /root/.cache /root/.npm /root/.config
 # Lima's DNS; each guest's own name comes at boot. Host keys and ids are made by each VM.
