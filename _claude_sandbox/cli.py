@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 import os
 import signal
 import sys
@@ -15,7 +15,8 @@ from _claude_sandbox.errors import EXIT_INTERRUPTED, ClaudeSandboxError
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code. A user never sees a traceback."""
-    as_json = "--json" in argv
+    own = list(itertools.takewhile(lambda word: word != "--", argv))
+    as_json = "--json" in own
     previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         verb, chosen, rest = options.parse(argv)
@@ -56,6 +57,8 @@ def _terminate(number: int, _frame: object) -> None:
 
 def _log_to_stderr(verbose: bool) -> None:
     if verbose or os.environ.get("CLAUDE_SANDBOX_DEBUG"):
+        import logging
+
         logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stderr)
 
 

@@ -75,7 +75,9 @@ def _fish() -> str:
             )
     for flag in _words()[1]:
         kind = f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}"
-        lines.append(f"complete -c claude-sandbox {kind}")
+        directory = flag in ("-d", "--dir", "-s", "--settings", "--mount")
+        value = " -r -a '(__fish_complete_directories)'" if directory else ""
+        lines.append(f"complete -c claude-sandbox {kind}{value}")
     for shell in ("bash", "zsh", "fish"):
         lines.append(f"complete -c claude-sandbox -n '__fish_seen_subcommand_from completion' -a {shell}")
     return "\n".join(lines) + "\n"

@@ -64,14 +64,16 @@ def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
     shares = shares_for(ctx, config)
     boot.check_ports(config.ports)
     foreign = base is None or base.mark is None
+    ca_files = _ca_files(config)
     with names_lock():
         _sweep(ctx, config.project)
         name = free_name(ctx, config.project)
+        mark = vm.mark_for(name, config.project)
         journal = Journal(ctx.lima.home, name)
         if not ctx.dry:
             journal.begin(config.project)
     meant = template.Meant(
-        mark=vm.mark_for(name, config.project),
+        mark=mark,
         user=ctx.user,
         shares=shares,
         ports=config.ports,
@@ -79,7 +81,7 @@ def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
         memory=config.memory or default_memory(),
         disk=config.disk,
         proxy=config.proxy,
-        ca_files=_ca_files(config),
+        ca_files=ca_files,
         macos=ctx.macos,
     )
     try:

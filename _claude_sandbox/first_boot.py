@@ -102,7 +102,9 @@ def mention_old_claude(ctx: Context, instance: Instance) -> None:
         installed, said = (float(text) if text.isdigit() else now), 0.0
     days = int((now - installed) / 86400)
     if OLD_DAYS <= days <= 3650 and now - said > 86400:
-        ctx.progress.note(f"Claude Code in {instance.name} is {days} days old: `claude-sandbox update` brings a newer.")
+        ctx.progress.note(
+            f"Claude Code in {instance.name} is {days} days old: `claude-sandbox update` brings a newer."
+        )
         said = now
     write_atomic(file, f"{installed} {said}".encode())
 

@@ -102,11 +102,16 @@ class Guest:
         return result
 
     def session(self, remote: str, env: Mapping[str, str], *, tty: bool) -> Command:
-        """An ssh command for `remote` (a line for the guest's shell) with `env` in the envelope."""
+        """An ssh command for `remote` (a line for the guest's shell) with `env` in the envelope.
+
+        With a terminal TERM goes ssh's own way: inside tmux it is another one than where we began.
+        """
         line = shell_quote(["bash", "-c", OPEN_ENVELOPE + remote])
+        sealed = {name: value for name, value in env.items() if not (tty and name == "TERM")}
+        open_ = {"TERM": env["TERM"]} if tty and "TERM" in env else {}
         return Command(
             (*self.ssh("-tt" if tty else "-T"), self.instance.ssh_host, line),
-            {ENVELOPE: envelope(env)},
+            {**open_, ENVELOPE: envelope(sealed)},
             hidden=frozenset({ENVELOPE}),
         )
 

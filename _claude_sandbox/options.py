@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,6 +203,8 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
         for word in words[:at]:
             if word.startswith("--") and word.partition("=")[0] not in known_flags():
                 _reject(word, VERBS[CLAUDE])
+        import difflib
+
         near = difflib.get_close_matches(name, [v for v in VERBS if v and not v.startswith("_")], 1)
         hint = f"Did you mean `{_ME} {near[0]}`? " if near else ""
         raise UsageError(f"Unknown command: {name}", resolution=f"{hint}See `{_ME} --help`.")
@@ -238,6 +239,8 @@ def _reject(word: str, verb: Verb) -> NoReturn:
             else f"See `{_ME} {verb.name} --help`.",
         )
     flag = word.split("=")[0]
+    import difflib
+
     near = difflib.get_close_matches(flag, known_flags(), 1)
     hint = f"Did you mean {near[0]}? " if near and near[0] != flag else ""
     where = f"`{_ME} {verb.name}`".replace(" `", "`")

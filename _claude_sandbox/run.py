@@ -9,7 +9,6 @@ pasted into a shell; secrets never stand in an argv: they go through `input` or 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shlex
 import signal
@@ -23,7 +22,13 @@ from typing import IO, NoReturn, Protocol
 
 from _claude_sandbox.errors import ClaudeSandboxError
 
-log = logging.getLogger("claude-sandbox")
+
+def _log(command: Command, how: str = "") -> None:
+    """A line at debug level. Only where somebody imported logging (10 ms) to see such lines."""
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        logging.getLogger("claude-sandbox").debug("+ %s%s", how, command)
+
 
 TIMED_OUT = 124  # the exit code of coreutils' timeout
 
@@ -141,7 +146,7 @@ class LocalRunner:
         on_start: Callable[[int], None] | None = None,
         limit: int | None = None,
     ) -> Result:
-        log.debug("+ %s", command)
+        _log(command)
         # A group of its own: a Ctrl-C on the terminal reaches us, and we decide what ends and how.
         try:
             process = subprocess.Popen(
@@ -168,7 +173,7 @@ class LocalRunner:
             raise
 
     def foreground(self, command: Command) -> int:
-        log.debug("+ %s", command)
+        _log(command)
         # A handler instead of SIG_IGN: an ignored signal would be inherited by the child.
         previous = signal.signal(signal.SIGINT, lambda _number, _frame: None)
         try:
@@ -181,7 +186,7 @@ class LocalRunner:
         return code if code >= 0 else 128 - code
 
     def exec(self, command: Command) -> NoReturn:
-        log.debug("+ exec %s", command)
+        _log(command, "exec ")
         sys.stdout.flush()
         sys.stderr.flush()
         if command.cwd is not None:

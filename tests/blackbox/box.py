@@ -161,7 +161,8 @@ class Box:
     ) -> subprocess.Popen[str]:
         """The program without a terminal, not waited for. Its own group: a test may signal it as Ctrl-C does."""
         return subprocess.Popen(
-            self.argv(*arguments), cwd=cwd or self.project(), env=self._env(env), text=True,
+            self.argv(*arguments),
+            preexec_fn=heed_ctrl_c, cwd=cwd or self.project(), env=self._env(env), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
         )  # fmt: skip
 
@@ -181,7 +182,8 @@ class Box:
 
     def _run(self, argv: list[str], cwd: Path, env: dict[str, str], input: str | None) -> Ended:
         done = subprocess.run(
-            argv, cwd=cwd, env=env, input=input or "", capture_output=True, text=True, timeout=TIMEOUT, check=False,
+            argv,
+            preexec_fn=heed_ctrl_c, cwd=cwd, env=env, input=input or "", capture_output=True, text=True, timeout=TIMEOUT, check=False,
             errors="replace",
         )  # fmt: skip
         return Ended(done.returncode, done.stdout, done.stderr)
@@ -252,6 +254,11 @@ class Box:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
+def heed_ctrl_c() -> None:
+    """For a child: a shell that runs pytest in the background has it ignore SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def belongs_to(pid: int, root: Path) -> bool:
     """Whether that process still is a helper of ours, not somebody who got its number."""
     try:
@@ -270,6 +277,7 @@ def converse(argv: list[str], cwd: Path, env: dict[str, str], talk: Iterable[tup
     pid, terminal = pty.fork()
     if pid == 0:
         try:
+            heed_ctrl_c()
             os.chdir(cwd)
             os.execve(argv[0], argv, {**env, "COLUMNS": "100", "LINES": "40"})
         finally:

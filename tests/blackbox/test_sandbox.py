@@ -90,7 +90,8 @@ def test_a_project_file_needs_approval_for_mounts_bound_to_its_content(ready: Bo
     refused = ready.run("create")
     assert refused.code == 1 and "approv" in refused.err and str(extra) in refused.err
     assert ready.run("create", "-y").code == 1, "yes to everything is no look at the file"
-    assert ready.run("approve").code == 0
+    assert ready.run("approve").code == 1, "nobody looked"
+    assert ready.run("approve", "-y").code == 0
     assert ready.run("create").code == 0
     assert locations(ready, APP)[1] == str(extra)
     file.write_text(f"mounts: ['{extra}']\n")
