@@ -60,6 +60,9 @@ class Box:
             directory.mkdir()
         self.runtime.mkdir(mode=0o700)
         self._log, self._pids = self.root / "calls", self.root / "pids"
+        lifeline = self.root / "lifeline"
+        os.mkfifo(lifeline)
+        self._lifeline = os.open(lifeline, os.O_RDWR)  # closed by whatever ends this process
         for program in PROGRAMS:
             self.fake(program)
         self.env = {
@@ -68,6 +71,7 @@ class Box:
             "XDG_RUNTIME_DIR": str(self.runtime), "TMUX_TMPDIR": str(self.runtime), "LANG": "C.UTF-8",
             "FAKE_LIMA_FAULTS": str(self.faults), "FAKE_LIMA_LOG": str(self._log),
             "FAKE_LIMA_PIDS": str(self._pids),
+            "FAKE_LIMA_LIFELINE": str(lifeline),
             "FAKE_SITE": str(Path(yaml.__file__).parents[1]), "FAKE_GUEST_SYSTEM_PATH": f"{self.system}/bin", "PYTHONPYCACHEPREFIX": str(self.system / "pyc"),
         }  # fmt: skip
 
@@ -248,6 +252,7 @@ class Box:
             if belongs_to(int(line), self.root):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(line), signal.SIGKILL)
+        os.close(self._lifeline)
         for directory, _, _ in os.walk(self.root):
             with contextlib.suppress(OSError):
                 os.chmod(directory, 0o700)

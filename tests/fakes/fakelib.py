@@ -1,7 +1,7 @@
 """What the fake programs share: the call log, fault injection, log lines, helper processes, the guest.
 
 Everything is found through the environment (README.md): FAKE_LIMA_FAULTS, FAKE_LIMA_LOG,
-FAKE_LIMA_PIDS.
+FAKE_LIMA_PIDS, FAKE_LIMA_LIFELINE.
 """
 
 from __future__ import annotations
@@ -137,19 +137,18 @@ def alive(pidfile: Path) -> int:
 
 
 def spawn_helper(name: str, directory: Path, *arguments: str, listen: Path | None = None) -> int:
-    """A long-lived process that looks like `name ARGUMENTS…` in ps; it waits until it is killed.
+    """A long-lived process that looks like `name ARGUMENTS…` in ps; it waits until it is killed, or until
+    the test process is gone, which holds the other end of FAKE_LIMA_LIFELINE.
 
     It holds the socket `listen` open: who connects finds out whether the process lives.
     """
     state = directory.parent / "_fake"
     state.mkdir(exist_ok=True)
-    program, fifo = state / name, state / "never"
+    program = state / name
     if not program.exists():
         program.symlink_to("/bin/sh")
-    if not fifo.exists():
-        os.mkfifo(fifo)
     null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
-    argv = [name, "-c", f'cd / && read -r _ <>"{fifo}"', name, *arguments]
+    argv = [name, "-c", f'cd / && read -r _ <"{os.environ["FAKE_LIMA_LIFELINE"]}"', name, *arguments]
     listener = _listener(listen) if listen else None
     pid = os.posix_spawn(str(program), argv, os.environ, file_actions=null, setsid=True)
     if listener:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,10 +42,10 @@ def user(as_root: None) -> Iterator[Person]:
     """An ordinary user with an empty home and a fresh copy of the checkout."""
     entry = account()
     home = Path(entry.pw_dir)
-    if not KEEP:
-        shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(mode=0o755, exist_ok=True)
     person = Person(entry.pw_name, home)
+    if not KEEP:
+        person.clean_up()  # what a run that was killed left
+    home.mkdir(mode=0o755, exist_ok=True)
     person.settle(CACHE / "user")
     yield person
     if not KEEP:
@@ -57,10 +56,10 @@ def user(as_root: None) -> Iterator[Person]:
 def root(user: Person) -> Iterator[Person]:
     """Root itself, in a home of its own, with the same cached image as the user."""
     home = Path("/root/.claude-sandbox-test")
-    if not KEEP:
-        shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     person = Person(None, home)
+    if not KEEP:
+        person.clean_up()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     person.settle(CACHE / "root")
     seed(CACHE / "user" / "claude-sandbox", CACHE / "root" / "claude-sandbox")
     yield person

@@ -166,7 +166,9 @@ class Person:
         if (self.checkout / "claude-sandbox").exists():
             self.cs("uninstall", "-y", code=None, timeout=600)
         for pidfile in self.lima_home.glob("*/*.pid"):
-            with_pid(int(pidfile.read_text() or 0))
+            pid = int(pidfile.read_text() or 0)
+            if str(pidfile.parent) in words_of(pid):  # not a stranger that has this id by now
+                with_pid(pid)
         shutil.rmtree(self.home, ignore_errors=True)
 
 
@@ -201,6 +203,13 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def words_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def with_pid(pid: int) -> None:
