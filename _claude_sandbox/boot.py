@@ -14,7 +14,7 @@ from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.guest import Guest
 from _claude_sandbox.journal import Journal
-from _claude_sandbox.lima import BROKEN, RUNNING, STOPPED, Instance, reword
+from _claude_sandbox.lima import BROKEN, RUNNING, START_TIMEOUT, STOPPED, Instance, reword
 from _claude_sandbox.values import Port
 
 STAMP = "claude-sandbox.ready"  # in the instance directory: which boot was seen to be ready
@@ -58,8 +58,14 @@ def write_document(ctx: Context, directory: Path, document: template.Document) -
     ctx.write(directory / "lima.yaml", text.encode("utf-8"))
 
 
-def start(ctx: Context, name: str, document: Mapping[str, Any], journal: Journal | None = None) -> Instance:
-    """Start a stopped VM and wait until it is ready; returns it as Lima sees it then.
+def start(
+    ctx: Context,
+    name: str,
+    document: Mapping[str, Any],
+    journal: Journal | None = None,
+    timeout: float = START_TIMEOUT,
+) -> Instance:
+    """Start a stopped VM and wait until it is ready (`timeout` in seconds); returns it as Lima sees it then.
 
     Raises RefusedError (Lima would share more than `document` says), StartError.
     """
@@ -70,8 +76,12 @@ def start(ctx: Context, name: str, document: Mapping[str, Any], journal: Journal
     logfile = paths.logs_dir() / f"{name}.log"
     with ctx.progress.stage(f"Starting {name}") as say, force_stop_if_interrupted(ctx, name):
         for last_try in (False, True):
+            # Given a name that is not there, Lima would make a VM from template:default, home mounted.
+            if not ctx.dry and not (ctx.lima.home / name / "lima.yaml").exists():
+                raise StartError(f"{name} was deleted while it was to be started.")
             result = ctx.lima.start(
                 name,
+                timeout=timeout,
                 env=ctx.start_env(),
                 on_line=lambda line: _tell(line, say),
                 logfile=logfile,

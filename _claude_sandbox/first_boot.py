@@ -64,7 +64,7 @@ def finish(
     guest = ctx.guest(instance)
     if foreign:
         with ctx.progress.stage("Preparing the guest for Claude Code"):
-            _do(guest, guest_script("prepare-foreign.sh"), "prepare the guest")
+            _do(guest, guest_script("prepare-foreign.sh"), "be prepared for Claude Code")
         # sshd reads AcceptEnv for new connections only (facts/checked.md).
         guest.disconnect()
         guest.connect()

@@ -44,6 +44,7 @@ from _claude_sandbox.tools_try import ToolCheck
 
 __all__ = ["BuildReport", "ToolCheck", "rebuild"]
 
+BUILD_TIMEOUT = 2 * 3600.0  # seconds; the Ubuntu mode downloads its tools while it boots
 SWAP_NOTE = "claude-sandbox.swap"
 REACH_TIMEOUT = 10.0  # seconds to find out whether the image host answers
 CONSOLE_KEPT = 200_000  # bytes of the guest's console that a failed build's log keeps
@@ -219,7 +220,7 @@ def _build_and_try(build: _Build) -> tuple[ToolCheck, ...]:
             ctx.lima.create(build.temporary, file)
     finally:
         file.unlink(missing_ok=True)
-    instance = boot.start(ctx, build.temporary, document)
+    instance = boot.start(ctx, build.temporary, document, timeout=BUILD_TIMEOUT)
     guest = Guest(ctx.runner, instance, build.runtime)
     try:
         with ctx.progress.stage("Trying every tool") as say:

@@ -162,9 +162,9 @@ class Person:
         return {box["name"]: box["status"] for box in self.cs("list", "--json").json()}
 
     def clean_up(self) -> None:
-        """Every VM of this person goes, whatever a failed test left."""
+        """Every VM of this person goes, whatever a failed test left; what is in the cache stays."""
         if (self.checkout / "claude-sandbox").exists():
-            self.cs("uninstall", "-y", code=None, timeout=600)
+            self.cs("prune", "-y", code=None, timeout=600)
         for pidfile in self.lima_home.glob("*/*.pid"):
             pid = int(pidfile.read_text() or 0)
             if str(pidfile.parent) in words_of(pid):  # not a stranger that has this id by now

@@ -64,6 +64,9 @@ echo "nameserver 192.168.5.3" > /etc/resolv.conf
 printf '127.0.0.1 localhost\n::1 localhost\n' > /etc/hosts
 echo lima > /etc/hostname
 echo LANG=C.UTF-8 > /etc/default/locale
+# The host's extra CAs were for the build; sandboxes get them with `ca: host` only.
+rm -f /usr/local/share/ca-certificates/host-*.crt
+update-ca-certificates --fresh > /dev/null
 rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/systemd/random-seed
 : > /etc/machine-id
 # Where the kernel and the initrd are is the same for every version.
