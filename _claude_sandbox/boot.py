@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,7 +109,7 @@ def start(
     instance = ctx.lima.get(name)
     if instance is None or instance.status != RUNNING:
         raise StartError(f"{name} stopped right after its start.", resolution=f"Lima's log: {logfile}")
-    stamp(instance)
+    stamp(instance, document)
     return instance
 
 
@@ -149,18 +150,31 @@ def boot_id(instance: Instance) -> str | None:
         return None
 
 
-def stamp(instance: Instance) -> None:
-    """Remember that this boot was ready, for a warm attach that asks nobody."""
-    boot = boot_id(instance)
+def stamp(instance: Instance, document: Mapping[str, Any]) -> None:
+    """Remember that this boot was ready and where it has the project: a warm attach asks nobody."""
+    boot, shares = boot_id(instance), template.shares_of(document)
     if boot:
-        write_atomic(instance.dir / STAMP, boot.encode())
+        point = str(shares[0].point) if shares else ""
+        write_atomic(instance.dir / STAMP, os.fsencode(f"{boot}\n{point}"))
 
 
 def seen_ready(instance: Instance) -> bool:
     try:
-        return (instance.dir / STAMP).read_text() == boot_id(instance)
+        return _stamped(instance)[0] == boot_id(instance)
     except OSError:
         return False
+
+
+def _stamped(instance: Instance) -> tuple[str, str]:
+    boot, _, point = os.fsdecode((instance.dir / STAMP).read_bytes()).partition("\n")
+    return boot, point
+
+
+def project_point(instance: Instance) -> str:
+    """Where a running sandbox has its project (the first of its mounts)."""
+    if seen_ready(instance) and _stamped(instance)[1]:
+        return _stamped(instance)[1]
+    return str(template.shares_of(read_document(instance))[0].point)
 
 
 def wait_ready(ctx: Context, instance: Instance, timeout: float = 300) -> None:
@@ -179,7 +193,7 @@ def wait_ready(ctx: Context, instance: Instance, timeout: float = 300) -> None:
                     f"its console: {instance.dir / 'serial.log'}",
                 )
             time.sleep(1)
-    stamp(instance)
+    stamp(instance, read_document(instance))
 
 
 def _usable(ctx: Context, name: str) -> bool:

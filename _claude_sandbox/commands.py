@@ -12,7 +12,7 @@ from typing import Any
 
 from _claude_sandbox import config as configuration
 from _claude_sandbox import context, find, options, paths, render, sandbox, terminal
-from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, UsageError
+from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import DryRunner, LocalRunner, Runner
 
@@ -75,7 +75,7 @@ class Call:
             self.runner,
             paths.lima_home(),
             executable=binary.path,
-            prefix=identity.limactl_prefix(LocalRunner()),
+            prefix=identity.limactl_prefix(),
             env=host.limactl_env(),
         )
         return context.Context(
@@ -99,10 +99,20 @@ class Call:
     @cached_property
     def ready(self) -> context.Context:
         """The context for verbs that start VMs: what the host lacks is installed first."""
-        from _claude_sandbox import setup_host
+        if not self._running():
+            from _claude_sandbox import setup_host
 
-        setup_host.ensure(self)
+            setup_host.ensure(self)
         return self.ctx
+
+    def _running(self) -> bool:
+        """Whether this project's sandbox runs: then the host lacks nothing."""
+        try:
+            project = configuration.project_directory(self.chosen.dir)
+            instance = find.by_name(self.ctx, project)
+        except HostSetupError:
+            return False
+        return instance is not None and instance.status == "Running"
 
 
 def run(verb: options.Verb, chosen: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -78,3 +78,16 @@ def lock(
                 )
             time.sleep(0.1)
         yield
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens on a unix socket."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(2)
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True

@@ -9,7 +9,7 @@ from _claude_sandbox import vm
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import HostSetupError, SandboxExistsError
 from _claude_sandbox.journal import Journal
-from _claude_sandbox.lima import Instance
+from _claude_sandbox.lima import BROKEN, Instance
 
 
 def candidates(ctx: Context, project: Path) -> tuple[str, str]:
@@ -30,13 +30,18 @@ def candidates(ctx: Context, project: Path) -> tuple[str, str]:
 
 def find(ctx: Context, project: Path) -> Instance | None:
     """The project's VM. Its status is from files when it was found by name, else Lima's own."""
+    return by_name(ctx, project) or next((i for i in ours(ctx) if i.mark and i.mark.project == project), None)
+
+
+def by_name(ctx: Context, project: Path) -> Instance | None:
+    """The project's VM under one of its two names, from files alone; it may have a third (moved)."""
     for name in candidates(ctx, project):
         instance = ctx.lima.peek(name)
         if instance and instance.mark and instance.mark.project == project:
             return instance
         if instance:
             _explain_other_version(instance)
-    return next((i for i in ours(ctx) if i.mark and i.mark.project == project), None)
+    return None
 
 
 def _explain_other_version(instance: Instance) -> None:
@@ -52,6 +57,27 @@ def _explain_other_version(instance: Instance) -> None:
 def ours(ctx: Context) -> list[Instance]:
     """Every sandbox of ours, as Lima lists them."""
     return [i for i in ctx.lima.list() if i.mark is not None and i.mark.kind == vm.SANDBOX]
+
+
+def at_a_glance(ctx: Context) -> list[Instance]:
+    """Every sandbox of ours from its files, for tables; Lima is asked where they leave a doubt.
+
+    That saves limactl's own time, which grows with every VM. Nothing that changes a VM relies on it.
+    """
+    try:
+        names = sorted(entry.name for entry in ctx.lima.home.iterdir() if entry.name.startswith(vm.PREFIX))
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return ours(ctx)  # limactl says what is wrong
+    found = []
+    for name in names:
+        instance = ctx.lima.peek(name)
+        if instance is None or instance.mark is None or instance.mark.kind != vm.SANDBOX:
+            continue
+        doubt = instance.status == BROKEN or not (instance.cpus and instance.memory and instance.disk)
+        found.append((ctx.lima.get(name) if doubt else None) or instance)
+    return found
 
 
 def moved(ctx: Context, project: Path) -> Instance | None:

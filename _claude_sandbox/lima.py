@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any
 
 from _claude_sandbox import vm
 from _claude_sandbox.errors import LimaError
+from _claude_sandbox.files import listens
 from _claude_sandbox.run import TIMED_OUT, Command, Result, Runner
+from _claude_sandbox.values import parse_size
 
 RUNNING, STOPPED, BROKEN = "Running", "Stopped", "Broken"
 UNREADABLE = "Unreadable"  # Lima's own status is "" when it cannot read the instance's lima.yaml
@@ -140,8 +141,8 @@ class Lima:
 
         Status is RUNNING when both processes live and the host agent listens on its socket (pid files of
         a host that went down may name other processes by now), STOPPED when there is no pid file, else
-        BROKEN. Only `name`, `status`, `dir`, `param` and `ssh_port` are set.
-        None without a lima.yaml.
+        BROKEN. Sizes are 0 where lima.yaml does not say them; `ssh_port`, `vm_type`, `lima_version` and
+        `protected` are not set. None without a lima.yaml.
         """
         directory = self.home / name
         try:
@@ -149,11 +150,12 @@ class Lima:
         except OSError:
             return None
         pids = [_alive(directory / "ha.pid"), _alive(directory / "qemu.pid") or _alive(directory / "vz.pid")]
-        if all(pids) and _answers(directory / "ha.sock") and (directory / "ssh.config").exists():
+        if all(pids) and listens(directory / "ha.sock") and (directory / "ssh.config").exists():
             status = RUNNING
         else:
             status = BROKEN if any(directory.glob("*.pid")) else STOPPED
-        return Instance(name, status, directory, param=param_of(text))
+        cpus, memory, disk = sizes_of(text)
+        return Instance(name, status, directory, cpus=cpus, memory=memory, disk=disk, param=param_of(text))
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -287,6 +289,16 @@ def param_of(text: str) -> dict[str, str]:
 
 
 # logrus quotes a message when it has to: `msg="two words"`, `msg=one`, with Go's escapes.
+def sizes_of(text: str) -> tuple[int, int, int]:
+    """CPUs, memory and disk (bytes) of a lima.yaml by their lines; 0 for what it does not say."""
+    found = dict(re.findall(r"""^(cpus|memory|disk): *["']?([^"'\n#]+?)["']? *$""", text, re.MULTILINE))
+    try:
+        sizes = [parse_size(found[key], 1) if key in found else 0 for key in ("memory", "disk")]
+        return int(found.get("cpus", 0)), sizes[0], sizes[1]
+    except ValueError:
+        return 0, 0, 0
+
+
 _LEVEL = re.compile(r'^time="[^"]*" level=(\w+) msg=(?:"((?:[^"\\]|\\.)*)"|(\S*))(.*)$')
 _ESCAPES = {"n": "\n", "t": "  ", "r": ""}
 
@@ -306,17 +318,6 @@ def reword(text: str, lines: int = 6) -> str:
             message = re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), match[2] or match[3] or "")
             out += (message + match[4]).splitlines()
     return "\n".join(out[-lines:])
-
-
-def _answers(path: Path) -> bool:
-    """Whether somebody listens on a unix socket."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(2)
-        try:
-            client.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 def _alive(pidfile: Path) -> bool:

@@ -138,6 +138,9 @@ def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Ins
 
 
 def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
+    asked = any(config.given(key) for key in ("cpus", "memory", "disk", "ports", "mounts", "settings"))
+    if instance.status == RUNNING and not asked and boot.seen_ready(instance):
+        return instance
     instance = _settle(ctx, instance)
     document = boot.read_document(instance)
     wanted = change.wanted(ctx, config, document)
@@ -336,7 +339,7 @@ def _not_found(project: Path) -> SandboxNotFoundError:
 
 def sandboxes(ctx: Context) -> list[Sandbox]:
     """All sandboxes of ours, by name."""
-    return sorted((Sandbox.of(i) for i in find.ours(ctx)), key=lambda s: s.name)
+    return [Sandbox.of(instance) for instance in find.at_a_glance(ctx)]
 
 
 @dataclass(frozen=True)

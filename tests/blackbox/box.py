@@ -300,6 +300,8 @@ def converse(argv: list[str], cwd: Path, env: dict[str, str], talk: Iterable[tup
                 if not block:
                     break
                 shown += block
+                continue
+            # Nothing came for 0.2 s: a program that still draws (tmux) may throw typed keys away.
             if waiting and waiting[0][0].encode() in shown[seen:]:
                 seen = len(shown)
                 os.write(terminal, waiting.pop(0)[1].encode())

@@ -176,7 +176,7 @@ def test_limactl_s_process_is_in_the_journal_while_it_runs(
 def test_a_stamp_is_for_one_boot(ctx: Context, directory: Path) -> None:
     instance = Instance(NAME, "Running", directory)
     assert not boot.seen_ready(instance)
-    boot.stamp(instance)
+    boot.stamp(instance, {})
     assert boot.seen_ready(instance)
     (directory / "ha.pid").unlink()
     assert not boot.seen_ready(instance)
