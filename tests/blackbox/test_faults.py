@@ -298,7 +298,7 @@ def test_limactl_prints_garbage_while_creating(ready: Box, verb: str) -> None:
 
 
 @pytest.mark.parametrize(("verb", "words"), [
-    ("list", ("status",)), ("list", ("list",)), ("list", ("prune",)), ("list", ("stop-all",)),
+    ("list", ("prune",)), ("list", ("stop-all",)),
     ("list", ("info",)), ("stop", ("stop",)), ("stop", ("restart",)), ("start", ("restart",)),
 ])  # fmt: skip
 @pytest.mark.parametrize("how", [{"fail": "it went wrong"}, {"garbage": True}])
@@ -313,6 +313,14 @@ def test_limactl_fails_in_other_verbs(
     made.mend()
     assert made.run("start").code == 0
     whole(made)
+
+
+@pytest.mark.parametrize("words", ["status", "list"])
+def test_tables_need_no_limactl(made: Box, words: str) -> None:
+    """They are read from the VMs' own files."""
+    made.fault("list", fail="it went wrong")
+    ended = made.run(words)
+    assert ended.code == 0 and f"{APP}" in ended.out and "Running" in ended.out
 
 
 @pytest.mark.parametrize("how", [{"fail": "it went wrong"}, {"garbage": True}])
@@ -332,7 +340,7 @@ def test_a_hanging_limactl_is_given_up_by_ctrl_c(made: Box, verb: str) -> None:
         made.run("delete")
     made.mend()
     made.fault(verb, hang=40)
-    process = made.spawn("stop" if verb == "stop" else "status" if verb == "list" else "create")
+    process = made.spawn("stop" if verb == "stop" else "info" if verb == "list" else "create")
     deadline = time.monotonic() + 15
     while not made.calls("limactl", verb) and time.monotonic() < deadline:
         time.sleep(0.05)
