@@ -75,8 +75,9 @@ def at_a_glance(ctx: Context) -> list[Instance]:
         instance = ctx.lima.peek(name)
         if instance is None or instance.mark is None or instance.mark.kind != vm.SANDBOX:
             continue
-        doubt = instance.status == BROKEN or not (instance.cpus and instance.memory and instance.disk)
-        found.append((ctx.lima.get(name) if doubt else None) or instance)
+        if instance.status == BROKEN or not (instance.cpus and instance.memory and instance.disk):
+            return sorted(ours(ctx), key=lambda each: each.name)  # one question for all
+        found.append(instance)
     return found
 
 

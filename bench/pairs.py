@@ -118,7 +118,13 @@ def make_instances(home: Path, number: int) -> None:
         name = f"claude-sandbox-bench-{index}"
         mark = vm.mark_for(name, home / "p")
         share = template.Share(home / "p", Path("/mnt/project"), True)
-        base = {"images": [{"location": "/nonexistent.qcow2", "arch": "x86_64"}], "arch": "x86_64"}
+        base = {
+            "images": [{"location": "/nonexistent.qcow2", "arch": "x86_64"}],
+            "arch": "x86_64",
+            "cpus": 2,
+            "memory": "4GiB",
+            "disk": "20GiB",
+        }
         document = template.build(base, template.Meant(mark, vm.GuestUser("bench", 1000), (share,)))
         (home / name).mkdir()
         (home / name / "lima.yaml").write_text(yaml.safe_dump(document))
