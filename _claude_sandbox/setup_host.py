@@ -30,11 +30,14 @@ def setup(call: Call) -> int:
 
 def ensure(call: Call) -> None:
     """Before a verb that starts VMs. Raises HostSetupError, Cancelled."""
+    from _claude_sandbox import identity
     from _claude_sandbox import setup as installer
 
     plan = installer.plan(LocalRunner())
     if plan.steps:
         _apply(call, plan)
+    if not call.chosen.dry_run:
+        identity.limactl_prefix(LocalRunner())  # as root: really try the user namespace
 
 
 def packages_as_root(call: Call, project: Path) -> None:
