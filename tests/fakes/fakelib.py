@@ -6,6 +6,7 @@ FAKE_LIMA_PIDS, FAKE_LIMA_LIFELINE.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -41,10 +42,14 @@ def log_call(program: str, argv: list[str]) -> None:
 
 
 def logrus(level: str, message: str, **fields: str) -> None:
-    """A line on stderr as limactl's logger writes it when stderr is no terminal."""
+    """A line on stderr as limactl's logger writes it when stderr is no terminal.
+
+    With a killed reader we go on: in the real one it is the host agent that boots, and it writes to files.
+    """
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     extra = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
-    print(f'time="{stamp}" level={level} msg={_quoted(message)}{extra}', file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(f'time="{stamp}" level={level} msg={_quoted(message)}{extra}', file=sys.stderr, flush=True)
 
 
 def _quoted(text: str) -> str:
