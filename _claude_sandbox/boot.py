@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import paths, places, template
+from _claude_sandbox import golden, paths, places, template
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError, StartError
 from _claude_sandbox.files import write_atomic
@@ -74,6 +74,7 @@ def start(
     check_ports(template.ports_of(document))
     if not ctx.dry:
         check_effective(ctx, name, document)
+        golden.check(ctx.lima.home, ctx.lima.home / name)
     logfile = paths.logs_dir() / f"{name}.log"
     with ctx.progress.stage(f"Starting {name}") as say, force_stop_if_interrupted(ctx, name):
         for last_try in (False, True):

@@ -27,7 +27,10 @@ FREE, LIMITED, APPROVAL, NEVER = "free", "limited", "approval", "never"
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. `parse` gets the text (or YAML value) and the directory that paths start from."""
+    """One setting. `parse` gets the text (or YAML value) and the directory that paths start from.
+
+    Flags without a `metavar` are a switch: they take no value and stand for True.
+    """
 
     key: str
     parse: Callable[[Any, Path], Any]
@@ -83,6 +86,8 @@ SETTINGS = (
             "at most 16GiB)", ("--memory", "--mem"), None, "SIZE", LIMITED),
     Setting("disk", _plain(values.parse_disk), None, "disk of the VM; it can only grow (default: the base's)",
             ("--disk",), None, "SIZE", LIMITED),
+    Setting("full-clone", _plain(values.parse_switch), False, "a disk that needs no other file, for people who "
+            "move VMs around (default: linked to the base's)", ("--full-clone",), in_project=NEVER),
     Setting("mounts", _mounts, (), "share another host directory, read-only with :ro (repeatable)",
             ("--mount",), None, "DIR[:ro]", APPROVAL, repeat=True),
     Setting("packages", _plain(values.parse_packages), (), "packages of the guest's distribution to install "
@@ -113,6 +118,7 @@ class Config:
     cpus: int | None = None
     memory: int | None = None
     disk: int | None = None
+    full_clone: bool = False
     mounts: tuple[Mount, ...] = ()
     packages: tuple[str, ...] = ()
     proxy: bool = False

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import boot, first_boot, paths, places, template, vm
+from _claude_sandbox import boot, first_boot, freeze, golden, paths, places, qcow2, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.errors import (
@@ -88,7 +88,7 @@ def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
         if base is None:
             document = _from_template(ctx, config, meant, journal)
         else:
-            document = _clone(ctx, base, meant, journal)
+            document = _clone(ctx, base, meant, journal, full=config.full_clone)
         instance = boot.start(ctx, name, document, journal)
         first_boot.finish(ctx, instance, shares, foreign=foreign, packages=config.packages)
     except BaseException as error:
@@ -114,26 +114,42 @@ def _as_create_error(error: BaseException, name: str) -> BaseException:
 # -- the two ways --------------------------------------------------------------------------------
 
 
-def _clone(ctx: Context, base: Instance, meant: template.Meant, journal: Journal) -> template.Document:
+def _clone(
+    ctx: Context, base: Instance, meant: template.Meant, journal: Journal, *, full: bool
+) -> template.Document:
     name = meant.mark.name
     with lock(base_lock_path(base.name), on_wait=lambda: ctx.progress.note(f"Waiting for {base.name} …")):
         source = boot.read_document(base)
         document = template.build(_cleaned(source, base), meant)
         _check_disk_size(source, meant.disk, base.name)
-        _check_space(ctx, base)
+        golden.check(ctx.lima.home, base.dir)
         running = ctx.lima.get(base.name)
         was_running = running is not None and running.status == RUNNING
         if running and was_running:
             boot.stop(ctx, running)
         try:
-            with ctx.progress.stage(f"Cloning {base.name} to {name}"):
+            if not full:
+                freeze.freeze(ctx, base)
+            _check_space(ctx, base, full=full)
+            # Shared: no `prune --cache` may look for users of a disk while one is being made.
+            with ctx.progress.stage(f"Cloning {base.name} to {name}"), golden.store_lock(shared=True):
                 ctx.lima.clone(base.name, name, on_start=None if ctx.dry else journal.note_child)
+            if not ctx.dry:
+                _own_or_shared(ctx, base, ctx.lima.home / name, full=full)
         finally:
             if was_running:
                 with ctx.progress.stage(f"Starting {base.name} again"):
                     ctx.lima.start(base.name, env=ctx.start_env())
     boot.write_document(ctx, ctx.lima.home / name, document)
     return document
+
+
+def _own_or_shared(ctx: Context, base: Instance, directory: Path, *, full: bool) -> None:
+    """What the copy shares with its base besides the disk; a full clone shares nothing at all."""
+    if full:
+        freeze.make_full(ctx, directory)
+    elif base.mark is not None and not ctx.macos:
+        freeze.share_boot_files(base.dir, directory)
 
 
 def _cleaned(source: template.Document, base: Instance) -> template.Document:
@@ -232,12 +248,14 @@ def _check_disk_size(source: Mapping[str, Any], disk: int | None, base: str) -> 
         )
 
 
-def _check_space(ctx: Context, base: Instance) -> None:
+def _check_space(ctx: Context, base: Instance, *, full: bool) -> None:
     """Raise CreateError when the clone cannot fit. Bytes that files really use, holes not counted."""
     import shutil
 
     with contextlib.suppress(FileNotFoundError):
-        used = sum(f.stat().st_blocks * 512 for f in base.dir.iterdir() if f.is_file())
+        used = freeze.size_of(f for f in base.dir.iterdir() if f.is_file())
+        if full:
+            used += freeze.size_of(qcow2.chain(base.dir / golden.DISK)[1:])
         free = shutil.disk_usage(ctx.lima.home).free
         if not ctx.macos and free < used + SPARE:
             raise CreateError(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import accel, host, identity, lima_install, paths, vm
+from _claude_sandbox import accel, golden, host, identity, lima_install, paths, vm
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.run import Command, Runner
 
@@ -55,7 +55,7 @@ def checks(runner: Runner) -> list[Check]:
         ("certificates", _certificates),
     ]
     found = (_guarded(name, look) for name, look in rows)
-    return [check for check in found if check is not None]
+    return [check for check in found if check is not None] + _golden_disks()
 
 
 def _guarded(name: str, look: Callable[[], Check | None]) -> Check | None:
@@ -198,6 +198,28 @@ def _leftovers() -> Check | None:
     return Check(
         "leftovers", None, f"did not end cleanly: {', '.join(stale)}", "The next start repairs them."
     )
+
+
+def _golden_disks() -> list[Check]:
+    """The disks of which sandboxes are overlays, with their users."""
+    try:
+        return [_golden_disk(each) for each in golden.survey(paths.lima_home())]
+    except (ClaudeSandboxError, OSError) as error:
+        return [Check("golden disks", False, " ".join(str(error).split()))]
+
+
+def _golden_disk(each: golden.Golden) -> Check:
+    name = f"golden disk {each.path.stem[:12]}"
+    size = f"{each.size / GIB:.1f} GiB"
+    if each.users:
+        if problem := golden.problem_of(each.path):
+            return Check(name, False, f"{problem}; needed by {', '.join(each.users)}", str(each.path))
+        return Check(name, True, f"{size}, used by {', '.join(each.users)}")
+    if each.gone:
+        homes = ", ".join(map(str, each.gone))
+        remedy = "`claude-sandbox prune --cache -f`, if it is gone for good"
+        return Check(name, None, f"{size}, used by VMs of {homes}, which is not there", remedy)
+    return Check(name, None, f"{size}, used by no VM", "`claude-sandbox prune --cache`")
 
 
 def _downloads() -> Check:

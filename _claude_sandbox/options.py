@@ -52,8 +52,8 @@ VERBS = {
         Verb("list", "every sandbox, a line each", ("list", "list --json"), changes=False, project=False),
         Verb("info", "everything about this project's sandbox", ("info", "info --json"), changes=False),
         Verb("delete", "delete this project's sandbox, never a file of the project", ("delete", "delete -y")),
-        Verb("prune", "delete sandboxes by name prefix, or those whose project is gone",
-             ("prune", "prune claude-sandbox-test", "prune --orphans -y"), project=False),
+        Verb("prune", "delete sandboxes by name prefix, or those whose project is gone; free caches",
+             ("prune", "prune claude-sandbox-test", "prune --orphans -y", "prune --cache"), project=False),
         Verb("update", "bring a newer Claude Code into this project's sandbox", ("update",), True),
         Verb("rebuild-tools-vm", "build the tools VM of which sandboxes are cloned",
              ("rebuild-tools-vm", "rebuild-tools-vm --only claude,node,git", "rebuild-tools-vm --from-packages"),
@@ -96,6 +96,13 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
     "prune": (
         (("prefix",), {"nargs": "?", "default": "", "metavar": "PREFIX", "help": "start of the VM names"}),
         (("--orphans",), {"action": "store_true", "help": "only those whose project directory is gone"}),
+        (
+            ("--cache",),
+            {
+                "action": "store_true",
+                "help": "no sandbox: free what nothing uses and what can be made anew (disks, images)",
+            },
+        ),
     ),
     "rebuild-tools-vm": (
         (("name",), {"nargs": "?", "default": "tools-vm", "metavar": "NAME", "help": "its name (tools-vm)"}),
@@ -121,9 +128,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _setting_arguments(row: Setting) -> dict[str, object]:
+    value = {"metavar": row.metavar} if row.metavar else {"action": "store_const", "const": True}
     return {
         "dest": row.key,
-        "metavar": row.metavar,
+        **value,
         "help": row.help + (f" [{row.env}]" if row.env else ""),
         **({"action": "append"} if row.repeat else {}),
     }
@@ -160,7 +168,7 @@ def _value_flags() -> frozenset[str]:
     """Options that are followed by a value: not to be taken for the verb."""
     tables = [_COMMON, *_OWN.values()]
     flags = {f for t in tables for fs, kw in t if kw.get("action") is None for f in fs if f.startswith("-")}
-    return frozenset(flags | {flag for row in SETTINGS for flag in row.flags})
+    return frozenset(flags | {flag for row in SETTINGS if row.metavar for flag in row.flags})
 
 
 def known_flags() -> list[str]:

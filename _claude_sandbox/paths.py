@@ -2,7 +2,8 @@
 
     settings   ~/.claude-sandbox/.claude     shared with sandboxes, read-only (documented, fixed)
     config     user file `config.yaml`       platformdirs' config directory
-    data       Lima when we install it       platformdirs' data directory
+    data       Lima when we install it,      platformdirs' data directory
+               golden disks (golden.py)
     state      locks, journals, logs         platformdirs' state directory, 0700
     cache      guest images, downloads       platformdirs' cache directory
     runtime    sockets, one-shot files       short (sockets end at 104 bytes on macOS), 0700
@@ -50,6 +51,11 @@ def data_dir() -> Path:
     import platformdirs
 
     return platformdirs.user_data_path(APP)
+
+
+def golden_dir() -> Path:
+    """Where the disks are that sandboxes are linked to (golden.py); it may not be there yet."""
+    return data_dir() / "golden"
 
 
 def cache_dir() -> Path:

@@ -12,5 +12,16 @@ def convert(source: Path, target: Path) -> Command:
     return Command(("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(source), str(target)))
 
 
+def flatten(source: Path, target: Path) -> Command:
+    """A qcow2 disk with everything below it as one qcow2 file that needs no other."""
+    return Command(("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", str(source), str(target)))
+
+
+def overlay(backing: Path, target: Path) -> Command:
+    """An empty qcow2 disk on top of another. The format is said: QEMU must never guess it from content."""
+    argv = ("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(backing), "-F", "qcow2", str(target))
+    return Command(argv)
+
+
 def check(image: Path) -> Command:
     return Command(("qemu-img", "check", "-q", str(image)))

@@ -31,7 +31,7 @@ of the other one of the two.
 |---|---|---|
 | your file | `~/.config/claude-sandbox/config.yaml` | `~/Library/Application Support/claude-sandbox/config.yaml` |
 | state: locks, logs, approvals | `~/.local/state/claude-sandbox` | `~/Library/Application Support/claude-sandbox` |
-| data: Lima, if `setup` installed it | `~/.local/share/claude-sandbox` | `~/Library/Application Support/claude-sandbox` |
+| data: golden disks, Lima if `setup` installed it | `~/.local/share/claude-sandbox` | `~/Library/Application Support/claude-sandbox` |
 | cache: images, downloads | `~/.cache/claude-sandbox` | `~/Library/Caches/claude-sandbox` |
 | settings directory | `~/.claude-sandbox/.claude` | the same |
 | VMs | `$LIMA_HOME`, else `~/.lima` | the same |
@@ -111,7 +111,7 @@ def _row(setting: Setting) -> tuple[str, ...]:
     meaning, default = _split_default(setting.help)
     return (
         _code(setting.key),
-        ", ".join(_code(f"{flag} {setting.metavar}") for flag in setting.flags),
+        ", ".join(_code(f"{flag} {setting.metavar}".rstrip()) for flag in setting.flags),
         _code(setting.env) if setting.env else "",
         default or _default(setting),
         _IN_PROJECT[setting.in_project].format(key=setting.key),

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import boot, change, create, find, first_boot, template, vm
+from _claude_sandbox import boot, change, create, find, first_boot, freeze, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import (
@@ -138,12 +138,17 @@ def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Ins
 
 
 def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
-    asked = any(config.given(key) for key in ("cpus", "memory", "disk", "ports", "mounts", "settings"))
+    asked = any(
+        config.given(key) for key in ("cpus", "memory", "disk", "ports", "mounts", "settings", "full-clone")
+    )
     if instance.status == RUNNING and not asked and boot.seen_ready(instance):
         return instance
     instance = _settle(ctx, instance)
     document = boot.read_document(instance)
     wanted = change.wanted(ctx, config, document)
+    linked = config.full_clone and freeze.is_linked(instance.dir)
+    if linked:
+        wanted = replace(wanted, words=(*wanted.words, "a disk of its own"))
     if instance.status == RUNNING:
         change.running_ports(instance.name, wanted)
         if wanted.words:
@@ -153,6 +158,8 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
     if wanted.words:
         ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
         boot.write_document(ctx, instance.dir, wanted.document)
+    if linked and not ctx.dry:
+        freeze.make_full(ctx, instance.dir)
     started = boot.start(ctx, instance.name, wanted.document)
     first_boot.check_mounts(ctx, started, template.shares_of(wanted.document))
     return started

@@ -22,7 +22,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import boot, image, image_recipe, paths, swap, template, tools_document, tools_try, vm
+from _claude_sandbox import (
+    boot,
+    freeze,
+    golden,
+    image,
+    image_recipe,
+    paths,
+    qcow2,
+    swap,
+    template,
+    tools_document,
+    tools_try,
+    vm,
+)
 from _claude_sandbox.context import Context
 from _claude_sandbox.create import uninterrupted
 from _claude_sandbox.errors import (
@@ -39,6 +52,7 @@ from _claude_sandbox.image_recipe import GIB
 from _claude_sandbox.journal import base_lock_path
 from _claude_sandbox.lima import STOPPED, UNREADABLE, Instance, Lima
 from _claude_sandbox.progress import Progress
+from _claude_sandbox.qcow2 import DiskError
 from _claude_sandbox.tools import Tool, choose
 from _claude_sandbox.tools_try import ToolCheck
 
@@ -187,6 +201,7 @@ def _make(build: _Build) -> tuple[ToolCheck, ...]:
     try:
         checks = _build_and_try(build)
         if all(check.ok is not False for check in checks):
+            _freeze(build)
             _replace(build)
     except BaseException as error:
         with uninterrupted():
@@ -203,8 +218,21 @@ def _make(build: _Build) -> tuple[ToolCheck, ...]:
         raise
     # The old one, after a swap; or the new one that was not good enough.
     with uninterrupted():
-        _drop(build.ctx, build.temporary)
+        _drop_with_disks(build)
     return checks
+
+
+def _drop_with_disks(build: _Build) -> None:
+    """Remove what stands under the temporary name, and the golden disks that only it stood on."""
+    try:
+        below = qcow2.chain(build.directory(build.temporary) / golden.DISK)[1:]
+    except (DiskError, OSError):  # then nothing is known to be free; `prune --cache` looks at all of them
+        below = []
+    _drop(build.ctx, build.temporary)
+    try:
+        golden.free(build.ctx.lima.home, only=[file.name for file in below])
+    except (DiskError, OSError) as error:
+        build.ctx.progress.warn(f"The old disk was not freed: {error}")
 
 
 def _build_and_try(build: _Build) -> tuple[ToolCheck, ...]:
@@ -256,6 +284,13 @@ def _document(build: _Build) -> tools_document.Document:
     return tools_document.from_image(made, meant)
 
 
+def _freeze(build: _Build) -> None:
+    """Before the swap: what gets the name is a base that can be cloned in no time."""
+    param = {vm.MARK_PARAM: build.meant.mark.encode()}
+    directory = build.directory(build.temporary)
+    freeze.freeze(build.ctx, Instance(build.temporary, STOPPED, directory, param=param))
+
+
 def _finalise(guest: Guest) -> None:
     """What clones must not share goes (guest/finalise.sh). Raises CreateError."""
     from _claude_sandbox.guest import guest_script
@@ -282,7 +317,12 @@ def _replace(build: _Build) -> None:
     document = tools_document.final(boot.read_document(instance), vm.Mark(vm.TOOLS, build.name).encode())
     boot.write_document(ctx, new, document)
     waiting = f"Waiting for whoever uses {build.name} …"
-    with lock(base_lock_path(build.name), on_wait=lambda: ctx.progress.note(waiting)), uninterrupted():
+    with (
+        lock(base_lock_path(build.name), on_wait=lambda: ctx.progress.note(waiting)),
+        # Shared: whoever looks for users of a disk must not miss one that changes its name meanwhile.
+        golden.store_lock(shared=True),
+        uninterrupted(),
+    ):
         check_old(ctx.lima, build.name)
         if old.exists():
             _put_note(old)

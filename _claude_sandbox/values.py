@@ -130,6 +130,12 @@ def parse_packages(value: object) -> tuple[str, ...]:
     return names
 
 
+def parse_switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not known; write true or false")
+    return value
+
+
 def parse_from_host(value: object) -> bool:
     """`host` or `none`: whether a host setting is passed on to the guest."""
     if value not in ("host", "none", None):

@@ -21,13 +21,14 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 1 the host: where things live, processes, files
     ("paths", "run", "files", "progress"),
     # 2 values, and single tools of the host
-    ("vm", "values", "configfile", "manifest", "journal", "accel", "npm", "qemu", "swap", "tmux", "tools",
-     "terminal", "bootstrap"),
+    ("vm", "values", "configfile", "manifest", "journal", "accel", "npm", "qcow2", "qemu", "swap", "tmux",
+     "tools", "terminal", "bootstrap"),
     # 3 configuration, limactl, what a user and a place are
-    ("config", "lima", "identity", "places", "template", "credential", "host_packages", "first_run"),
+    ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
+     "first_run"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference"),
-    ("context", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
-    ("find", "boot", "setup", "doctor", "login_sync", "settings_diff", "image"),
+    ("context", "cache", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
+    ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image"),
     ("first_boot", "tools_document"),
     # 4 where steps are ordered
     ("create", "launch"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fakedisk
 import fakelib
 import limaconfig
 from fakelib import fatal, logrus
@@ -70,7 +71,10 @@ def make(name: str, text: str, fault: fakelib.Fault) -> None:
     if location.startswith("/") and not Path(location).exists():
         remove(directory)
         fatal(f"failed to download the image: stat {location}: no such file or directory")
-    (directory / "disk").write_bytes(b"QFI\xfb" + bytes(60))
+    fakedisk.write(directory / "disk", limaconfig.size(config["disk"]), content=b"base;")
+    for part in ("kernel", "initrd"):
+        if part in config["images"][0]:
+            (directory / part).write_text(part)
     fakelib.make_guest(directory)
 
 

@@ -6,6 +6,7 @@ import os
 import zlib
 from pathlib import Path
 
+import fakedisk
 import fakelib
 import limamake
 from fakelib import fatal, logrus
@@ -60,7 +61,7 @@ def boot(instance: Instance, fault: fakelib.Fault) -> int:
     logrus(
         "info", f'[hostagent] Starting QEMU (hint: to watch the boot progress, see "{directory}/serial*.log")'
     )
-    if fault.get("exits"):
+    if fault.get("exits") or broken_disk(directory / "disk"):
         fakelib.end_helper(agent)
         stop_files(directory)
         fatal(f"exiting, status={{Running:false Degraded:false Exiting:true}} (hint: see `{log}`)")
@@ -90,6 +91,15 @@ def boot(instance: Instance, fault: fakelib.Fault) -> int:
         )
     logrus("info", f"READY. Run `limactl shell {instance.name}` to open the shell.")
     return 0
+
+
+def broken_disk(disk: Path) -> bool:
+    """Whether QEMU would not start: a file that the disk stands on is missing."""
+    try:
+        fakedisk.content(disk)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def requirements(instance: Instance) -> None:
