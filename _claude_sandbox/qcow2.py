@@ -105,15 +105,19 @@ def backing_path(path: Path, header: Header) -> Path | None:
 
 
 def chain(path: Path) -> list[Path]:
-    """`path` and every file below it, down to the first one that is not there (it is the last entry).
+    """`path` and every file below it, down to the first one that is missing or spoilt (the last entry).
 
-    Raises DiskError for a chain that is endless or goes through something that is no disk, OSError.
+    Raises DiskError when `path` itself is spoilt or the chain is endless, OSError.
     """
     files = [path]
     while len(files) <= DEEPEST:
         try:
             header = read(files[-1])
         except FileNotFoundError:
+            return files
+        except DiskError:
+            if len(files) == 1:
+                raise
             return files
         below = backing_path(files[-1], header) if header is not None else None
         if below is None:

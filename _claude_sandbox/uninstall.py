@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import paths, render, sandbox, vm
+from _claude_sandbox import golden, paths, render, sandbox, vm
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima import Instance
+from _claude_sandbox.values import format_size
 
 if TYPE_CHECKING:
     from _claude_sandbox.commands import Call
@@ -25,6 +27,10 @@ def uninstall(call: Call) -> int:
         print(f"  {base.name}: the tools VM")
     for directory in directories:
         print(f"  {directory}")
+    disks = _disks()
+    if disks:
+        size = format_size(sum(each.size for each in disks))
+        print(f"    ({len(disks)} golden disks in it, {size}; one on which another VM stands stays)")
     print(f"This stays: {paths.home() / '.claude-sandbox'} (your settings and login), and every project.")
     if call.chosen.dry_run:
         return 0
@@ -38,10 +44,44 @@ def uninstall(call: Call) -> int:
     for base in bases:
         call.ctx.lima.unprotect(base.name)
         call.ctx.lima.delete(base.name)
+    kept = _free_disks(call)
     for directory in directories:
-        shutil.rmtree(directory)
+        _remove(directory, kept)
+    for each in kept:
+        users = ", ".join([*each.users, *map(str, each.gone)])
+        print(f"This stays, for {render.printable(users)}: {each.path}")
     print("Removed. What is left is the program itself: your checkout, or `pipx uninstall claude-sandbox`.")
     return 0
+
+
+def _disks() -> list[golden.Golden]:
+    try:
+        return golden.survey(paths.lima_home())
+    except ClaudeSandboxError:
+        return []
+
+
+def _free_disks(call: Call) -> list[golden.Golden]:
+    """Free the golden disks that nothing uses any more; returns those that a foreign VM stands on."""
+    try:
+        golden.free(paths.lima_home())
+        return golden.survey(paths.lima_home())
+    except ClaudeSandboxError as error:
+        raise ClaudeSandboxError(
+            f"{paths.golden_dir()} was left alone, and with it our directories: {error.brief}",
+            details=error.details,
+            resolution=error.resolution,
+        ) from error
+
+
+def _remove(directory: Path, kept: Sequence[golden.Golden]) -> None:
+    """A directory, without the golden disks that stay (and their records)."""
+    if not kept or directory != paths.data_dir():
+        shutil.rmtree(directory)
+        return
+    for entry in directory.iterdir():
+        if entry != paths.golden_dir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _machines(call: Call) -> tuple[list[sandbox.Sandbox], list[Instance]]:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
-sys.path[:0] = [str(ROOT), str(TESTS), str(TESTS / "blackbox"), str(TESTS / "unit")]
+sys.path[:0] = [str(ROOT), str(TESTS), str(TESTS / "blackbox"), str(TESTS / "unit"), str(TESTS / "fakes")]
 
 from box import Box, link_system, short_directory  # noqa: E402
 from recording import ctx, home, recorder  # noqa: E402, F401  (fixtures of the unit tests)

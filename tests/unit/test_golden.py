@@ -1,0 +1,498 @@
+"""The golden store and freezing: who uses what, what a kill leaves, and what is never done to a disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fakedisk
+import pytest
+from recording import Recorder, failed, put_instance, told
+
+from _claude_sandbox import cache, freeze, golden, paths, qcow2, swap, vm
+from _claude_sandbox.context import Context
+from _claude_sandbox.errors import ClaudeSandboxError, CreateError, StartError
+from _claude_sandbox.lima import Instance
+from _claude_sandbox.qcow2 import DiskError
+from _claude_sandbox.run import Command, Result
+from _claude_sandbox.values import GIB, MIB
+
+
+def qemu_img(command: Command) -> Result:
+    """What the real one would leave, of the fakes' disks."""
+    argv = command.argv
+    target = Path(argv[-1])
+    if "create" in argv:
+        backing = argv[argv.index("-b") + 1]
+        fakedisk.write(target, fakedisk.size(Path(backing)), backing)
+    else:
+        source = Path(argv[-2])
+        fakedisk.write(target, fakedisk.size(source), content=fakedisk.content(source))
+    return Result(0)
+
+
+@pytest.fixture
+def linux(ctx: Context, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+    monkeypatch.setattr(freeze, "LITTLE", 128 << 10)
+    recorder.on("qemu-img", then=qemu_img)
+    yield ctx
+
+
+def base(ctx: Context, name: str = "tools-vm", content: bytes = b"tools;") -> Instance:
+    directory = put_instance(ctx, name, vm.Mark(vm.TOOLS, name))
+    fakedisk.write(directory / "disk", content=content)
+    return instance(ctx, name)
+
+
+def instance(ctx: Context, name: str) -> Instance:
+    return Instance(
+        name, "Stopped", ctx.lima.home / name, param={vm.MARK_PARAM: vm.Mark(vm.TOOLS, name).encode()}
+    )
+
+
+def clone(ctx: Context, base: Instance, name: str) -> Instance:
+    """As limactl does."""
+    shutil.copytree(base.dir, ctx.lima.home / name)
+    return instance(ctx, name)
+
+
+def fill(disk: Path, content: bytes, size: int = 256 << 10) -> None:
+    """The guest writes: marked content, and enough of it to be worth a layer."""
+    with disk.open("ab") as file:
+        file.write(content)
+        file.flush()
+        end = file.tell()
+        os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+        assert end < size
+
+
+def names() -> list[str]:
+    return sorted(entry.name for entry in paths.golden_dir().iterdir())
+
+
+# -- freezing ----------------------------------------------------------------------------------------
+
+
+def test_a_base_becomes_an_overlay_on_its_own_disk(linux: Context) -> None:
+    tools = base(linux)
+    inode, digest = (tools.dir / "disk").stat().st_ino, golden.digest(tools.dir / "disk")
+    file = freeze.freeze(linux, tools)
+    assert file == paths.golden_dir() / f"{digest[:32]}.qcow2"
+    assert file.stat().st_ino == inode  # no byte was copied
+    assert file.stat().st_mode & 0o777 == 0o400 and file.stat().st_nlink == 1
+    assert paths.golden_dir().stat().st_mode & 0o777 == 0o700
+    header = qcow2.read(tools.dir / "disk")
+    assert header == qcow2.Header(3, 20 * GIB, str(file), "qcow2")
+    assert fakedisk.content(tools.dir / "disk") == b"tools;"
+    assert os.access(tools.dir / "disk", os.W_OK)
+    assert names() == [file.with_suffix(".json").name, file.name]
+    assert sorted(os.listdir(tools.dir)) == ["disk", "lima.yaml"]
+    assert freeze.freeze(linux, tools) is None  # there is no need any more
+
+
+def test_qemu_img_runs_as_the_user_that_qemu_will_be(linux: Context, recorder: Recorder) -> None:
+    linux.lima.prefix = ("unshare", "--user")
+    recorder.on("unshare", then=lambda command: qemu_img(Command(command.argv[2:])))
+    assert freeze.freeze(linux, base(linux)) is not None
+    assert [argv[:3] for argv in recorder.argvs()] == [("unshare", "--user", "qemu-img")]
+
+
+def test_the_same_content_is_kept_once(linux: Context) -> None:
+    one, other = base(linux, "one"), base(linux, "other")
+    assert freeze.freeze(linux, one) == freeze.freeze(linux, other)
+    assert [each.users for each in golden.survey(linux.lima.home)] == [("one", "other")]
+
+
+@pytest.mark.parametrize("kind", ["foreign", "macos", "raw", "snapshots", "symlink", "elsewhere", "none"])
+def test_what_is_never_frozen(linux: Context, recorder: Recorder, kind: str) -> None:
+    tools = base(linux)
+    disk = tools.dir / "disk"
+    if kind == "foreign":
+        tools = Instance("tools-vm", "Stopped", tools.dir)
+    elif kind == "raw":
+        disk.write_bytes(bytes(4096))
+    elif kind == "snapshots":
+        fakedisk.write(disk, snapshots=1)
+    elif kind == "symlink":
+        disk.rename(tools.dir / "diffdisk")
+        disk.symlink_to("diffdisk")
+    elif kind == "elsewhere":
+        fakedisk.write(disk, backing="/somebody/s/basedisk")
+        fill(disk, b"x")
+    elif kind == "none":
+        disk.unlink()
+    before = sorted((e.name, e.lstat().st_ino, e.lstat().st_mtime_ns) for e in tools.dir.iterdir())
+    ctx = Context(linux.lima, linux.user, linux.progress, macos=True) if kind == "macos" else linux
+    assert freeze.freeze(ctx, tools) is None
+    assert sorted((e.name, e.lstat().st_ino, e.lstat().st_mtime_ns) for e in tools.dir.iterdir()) == before
+    assert not recorder.argvs() and not paths.golden_dir().exists()
+
+
+def test_a_dry_run_only_says_it(linux: Context) -> None:
+    tools = base(linux)
+    dry = Context(linux.lima, linux.user, linux.progress, dry=True)
+    assert freeze.freeze(dry, tools) is None and not paths.golden_dir().exists()
+    assert any("freeze the disk of tools-vm" in note for note in told(linux).notes)
+
+
+def test_a_sandbox_as_base_becomes_a_layer_and_chains_stay_short(linux: Context, recorder: Recorder) -> None:
+    top = base(linux)
+    content = b"tools;"
+    for number in range(1, 8):
+        freeze.freeze(linux, top)
+        top = clone(linux, top, f"box-{number}")
+        assert freeze.freeze(linux, top) is None  # an empty overlay is not worth a layer
+        fill(top.dir / "disk", part := b"box-%d;" % number)
+        content += part
+        files = qcow2.chain(top.dir / "disk")
+        assert len(files) <= freeze.MOST_FILES
+        assert fakedisk.content(top.dir / "disk").replace(b"\0", b"") == content
+    flattened = [argv for argv in recorder.argvs() if "convert" in argv]
+    assert len(flattened) == 2
+    # The first three share one lower file with the tools VM; nothing is freed while they do.
+    assert golden.free(linux.lima.home) == []
+    for number in range(1, 8):
+        assert fakedisk.content(linux.lima.home / f"box-{number}" / "disk")
+
+
+def test_little_in_an_overlay_is_copied_instead(linux: Context) -> None:
+    tools = base(linux)
+    freeze.freeze(linux, tools)
+    fill(tools.dir / "disk", b"x", freeze.LITTLE // 2)
+    assert freeze.freeze(linux, tools) is None
+    fill(tools.dir / "disk", b"x", 2 * freeze.LITTLE)
+    assert freeze.freeze(linux, tools) is not None
+
+
+def another_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_args: object, **_keywords: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_a_store_on_another_file_system_gets_a_sparse_copy(
+    linux: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = base(linux)
+    disk = tools.dir / "disk"
+    with disk.open("r+b") as file:
+        file.truncate(80 * MIB)
+        file.seek(60 * MIB)
+        file.write(b"far")
+    before = disk.read_bytes()
+    another_file_system(monkeypatch)
+    file_ = freeze.freeze(linux, tools)
+    assert file_ is not None and file_.read_bytes() == before
+    assert file_.stat().st_blocks * 512 < 2 * MIB
+    assert names() == [file_.with_suffix(".json").name, file_.name]
+
+
+def test_no_room_for_that_copy_means_full_clones_and_says_so(
+    linux: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = base(linux)
+    another_file_system(monkeypatch)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _p: shutil._ntuple_diskusage(9, 9, GIB // 2))
+    assert freeze.freeze(linux, tools) is None
+    assert "full copies" in told(linux).warnings[0] and "Not enough space" in told(linux).warnings[0]
+    assert names() == [] and fakedisk.backing(tools.dir / "disk") == ""
+
+
+# -- somebody else ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["started", "written", "fails", "wrong"])
+def test_what_goes_wrong_leaves_the_base_as_it_was(linux: Context, recorder: Recorder, how: str) -> None:
+    tools = base(linux)
+    disk = tools.dir / "disk"
+    inode = disk.stat().st_ino
+
+    def meddle(command: Command) -> Result:
+        if how == "started":
+            (tools.dir / "ha.pid").write_text("1")
+        if how == "written":
+            os.utime(disk)
+        if how == "fails":
+            Path(command.argv[-1]).touch()
+            return failed("qemu-img: No space left on device")
+        done = qemu_img(command)
+        if how == "wrong":
+            fakedisk.write(Path(command.argv[-1]), backing="/etc/shadow")
+        return done
+
+    recorder.on("qemu-img", then=meddle)
+    assert freeze.freeze(linux, tools) is None
+    assert len(told(linux).warnings) == 1
+    assert disk.stat().st_ino == inode and fakedisk.backing(disk) == ""
+    assert names() == [] and not (tools.dir / golden.ASIDE).exists()
+    (tools.dir / "ha.pid").unlink(missing_ok=True)
+    recorder.on("qemu-img", then=qemu_img)
+    assert freeze.freeze(linux, tools) is not None
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: int, after: bool) -> None:
+    """Let the `call`-th call of a function be the last thing that happens: no clean-up runs either."""
+    real: Callable[..., object] = getattr(where, name)
+    seen = [0]
+
+    def wrapped(*args: object, **keywords: object) -> object:
+        seen[0] += 1
+        if seen[0] != call:
+            return real(*args, **keywords)
+        if after:
+            real(*args, **keywords)
+        os._exit(9)
+
+    monkeypatch.setattr(where, name, wrapped)
+
+
+STEPS = (
+    (os, "link", 1), (golden, "digest", 1), (golden, "write_record", 1), (os, "rename", 1), (os, "chmod", 2),
+    (swap, "exchange", 1), (freeze, "_exchange", 1), (freeze, "_qemu_img", 1), (freeze, "_freeze", 1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("where", "name", "call"), STEPS, ids=[f"{name}" for _, name, _ in STEPS])
+@pytest.mark.parametrize("copied", [False, True], ids=["linked", "copied"])
+def test_killed_at_any_step_the_base_works_and_the_next_run_freezes_it(
+    linux: Context,
+    monkeypatch: pytest.MonkeyPatch,
+    where: object,
+    name: str,
+    call: int,
+    after: bool,
+    copied: bool,
+) -> None:
+    tools = base(linux)
+    other = base(linux, "other", b"another;")
+    kept = freeze.freeze(linux, other)
+    assert kept is not None
+    child = os.fork()
+    if child == 0:
+        if copied and name != "link":
+            another_file_system(monkeypatch)
+        kill_at(monkeypatch, where, name, call, after)
+        freeze.freeze(linux, tools)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert fakedisk.content(tools.dir / "disk") == b"tools;"  # as it stands, it could be started
+    freeze.freeze(linux, tools)
+    golden.free(linux.lima.home)
+    assert fakedisk.content(tools.dir / "disk") == b"tools;"
+    assert fakedisk.content(other.dir / "disk") == b"another;"
+    file = Path(fakedisk.backing(tools.dir / "disk"))
+    assert file.stat().st_mode & 0o777 == 0o400
+    assert names() == sorted(f.with_suffix(s).name for f in (kept, file) for s in (".json", ".qcow2"))
+    assert sorted(os.listdir(tools.dir)) == ["disk", "lima.yaml"]
+    golden.check(linux.lima.home, tools.dir)
+
+
+def test_written_to_after_a_kill_the_half_frozen_content_is_not_kept(linux: Context) -> None:
+    """Killed with the disk linked into the store and no overlay yet; then the user starts the VM."""
+    tools = base(linux)
+    disk = tools.dir / "disk"
+    stale = golden.place(golden.digest(disk))
+    paths.private_dir(paths.golden_dir())
+    os.link(disk, stale)
+    with disk.open("ab") as file:
+        file.write(b"more;")
+    frozen = freeze.freeze(linux, tools)
+    assert frozen is not None and frozen != stale and not stale.exists()
+    assert fakedisk.content(disk) == b"tools;more;"
+
+
+# -- before a start -----------------------------------------------------------------------------------
+
+
+def cut(file: Path) -> None:
+    file.chmod(0o600)
+    os.truncate(file, 100)
+
+
+def change(file: Path) -> None:
+    file.unlink()
+    fakedisk.write(file, content=b"TOOLS;")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: f.unlink(), "is missing"),
+        (cut, "instead of"),
+        (change, "was changed"),
+        (lambda f: (f.unlink(), f.mkdir()), "no regular file"),
+    ],
+    ids=["missing", "cut", "changed", "directory"],
+)
+def test_a_spoilt_golden_file_is_named_with_the_vms_that_need_it(
+    linux: Context, spoil: Callable[[Path], object], words: str
+) -> None:
+    tools = base(linux)
+    file = freeze.freeze(linux, tools)
+    assert file is not None
+    box = clone(linux, tools, "claude-sandbox-app")
+    golden.check(linux.lima.home, box.dir)
+    spoil(file)
+    with pytest.raises(StartError, match=words) as caught:
+        golden.check(linux.lima.home, box.dir)
+    assert str(file) in caught.value.brief
+    assert "claude-sandbox-app, tools-vm" in (caught.value.details or "")
+    assert "rebuild-tools-vm" in (caught.value.resolution or "")
+
+
+def test_a_file_that_came_back_from_a_backup_is_proved_by_its_content(linux: Context) -> None:
+    tools = base(linux)
+    file = freeze.freeze(linux, tools)
+    assert file is not None
+    copy = file.read_bytes()
+    file.unlink()
+    file.write_bytes(copy)
+    file.with_suffix(".json").unlink()
+    golden.check(linux.lima.home, tools.dir)
+    assert file.stat().st_mode & 0o777 == 0o400
+    assert golden.record(file)["mtime_ns"] == file.stat().st_mtime_ns
+    assert golden.record(file)["lima_homes"] == [os.path.realpath(linux.lima.home)]
+
+
+def test_a_vm_without_a_disk_or_with_one_of_its_own_has_nothing_to_check(linux: Context) -> None:
+    golden.check(linux.lima.home, put_instance(linux, "new"))
+    golden.check(linux.lima.home, base(linux).dir)
+    directory = put_instance(linux, "odd")
+    fakedisk.write(directory / "disk", backing="/gone/basedisk")
+    with pytest.raises(StartError, match="/gone/basedisk"):
+        golden.check(linux.lima.home, directory)
+
+
+# -- who uses what --------------------------------------------------------------------------------------
+
+
+def test_what_nothing_uses_is_freed_and_nothing_else(linux: Context) -> None:
+    tools = base(linux)
+    old = freeze.freeze(linux, tools)
+    clone(linux, tools, "box")
+    shutil.rmtree(tools.dir)
+    new = freeze.freeze(linux, base(linux, content=b"newer;"))
+    assert old is not None and new is not None
+    assert golden.free(linux.lima.home) == []
+    shutil.rmtree(linux.lima.home / "box")
+    assert [g.path for g in golden.unused(linux.lima.home)] == [old]
+    assert golden.free(linux.lima.home, only=["another.qcow2"]) == []
+    assert [g.path for g in golden.free(linux.lima.home)] == [old]
+    assert names() == [new.with_suffix(".json").name, new.name]
+
+
+def test_a_disk_put_aside_by_the_user_still_counts(linux: Context) -> None:
+    tools = base(linux)
+    freeze.freeze(linux, tools)
+    (tools.dir / "disk").rename(tools.dir / "disk.before-upgrade")
+    assert golden.free(linux.lima.home) == []
+
+
+def test_another_lima_home_counts_also_while_it_is_not_there(
+    linux: Context, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = base(linux)
+    file = freeze.freeze(linux, tools)
+    other = home / "other"
+    shutil.copytree(linux.lima.home, other)
+    golden.check(other, other / "tools-vm")  # before its start there
+    shutil.rmtree(tools.dir)
+    here = linux.lima.home
+    assert [g.users for g in golden.survey(here)] == [(f"tools-vm (in {other})",)]
+    assert golden.free(here) == []
+    other.rename(home / "unmounted")
+    assert golden.free(here) == []
+    assert [g.gone for g in cache.kept(here)] == [(other,)]
+    assert [g.path for g in golden.free(here, force=True)] == [file]
+
+
+def test_what_a_missing_layer_stood_on_is_kept(linux: Context) -> None:
+    tools = base(linux)
+    lower = freeze.freeze(linux, tools)
+    fill(tools.dir / "disk", b"x")
+    upper = freeze.freeze(linux, tools)
+    assert lower is not None and upper is not None
+    upper.unlink()
+    assert golden.free(linux.lima.home) == []
+    assert lower.exists() and upper.with_suffix(".json").exists()
+
+
+def test_a_vm_that_cannot_be_looked_at_stops_the_freeing(linux: Context) -> None:
+    freeze.freeze(linux, base(linux))
+    odd = put_instance(linux, "odd")
+    (odd / "disk").write_bytes(qcow2.MAGIC + bytes(10))
+    for question in (golden.survey, golden.free, cache.freeable):
+        with pytest.raises(DiskError, match="cannot be found out"):
+            question(linux.lima.home)
+    (odd / "disk").rename(odd / "notes")  # what only looks like a disk is in nobody's way
+    assert golden.free(linux.lima.home) == []
+
+
+def test_build_caches_go_unless_something_is_built(linux: Context) -> None:
+    images = paths.cache_dir() / "images" / "key"
+    images.mkdir(parents=True)
+    (images / "disk.qcow2").write_bytes(b"x" * 5000)
+    assert [(c.path, c.size) for c in cache.freeable(linux.lima.home)] == [(images.parent, 8192)]
+    from _claude_sandbox.files import lock
+
+    with lock(paths.state_dir() / "locks" / "tools-vm.build.lock"):
+        assert cache.freeable(linux.lima.home) == [] == cache.free(linux.lima.home)
+    assert [c.path for c in cache.free(linux.lima.home)] == [images.parent]
+    assert not images.exists()
+
+
+# -- what clones share ----------------------------------------------------------------------------------
+
+
+def test_boot_files_are_shared_read_only(linux: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = base(linux)
+    (tools.dir / "kernel").write_text("kernel")
+    (tools.dir / "initrd").symlink_to("kernel")
+    box = clone(linux, tools, "box")
+    freeze.share_boot_files(tools.dir, box.dir)
+    assert (box.dir / "kernel").samefile(tools.dir / "kernel")
+    assert (box.dir / "kernel").stat().st_mode & 0o222 == 0
+    assert not (box.dir / "initrd").samefile(tools.dir / "initrd") or (tools.dir / "initrd").is_symlink()
+    freeze.share_boot_files(tools.dir, box.dir)  # a second time: nothing to do
+    another_file_system(monkeypatch)
+    third = clone(linux, tools, "third")
+    freeze.share_boot_files(tools.dir, third.dir)
+    assert (third.dir / "kernel").read_text() == "kernel"
+    assert sorted(os.listdir(third.dir)) == ["disk", "initrd", "kernel", "lima.yaml"]
+
+
+def test_a_full_clone_needs_no_other_file(linux: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = base(linux)
+    file = freeze.freeze(linux, tools)
+    box = clone(linux, tools, "box")
+    fill(box.dir / "disk", b"mine;")
+    assert file is not None and freeze.is_linked(box.dir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _p: shutil._ntuple_diskusage(9, 9, GIB))
+    with pytest.raises(CreateError, match="Not enough space"):
+        freeze.make_full(linux, box.dir)
+    assert freeze.is_linked(box.dir)
+    monkeypatch.undo()
+    freeze.make_full(linux, box.dir)
+    assert not freeze.is_linked(box.dir)
+    file.unlink()
+    assert fakedisk.content(box.dir / "disk").startswith(b"tools;mine;")
+    freeze.make_full(linux, box.dir)
+
+
+def test_a_full_copy_that_fails_leaves_the_linked_disk(linux: Context, recorder: Recorder) -> None:
+    tools = base(linux)
+    freeze.freeze(linux, tools)
+    recorder.on("qemu-img", "convert", then=failed("No space left on device"))
+    with pytest.raises(ClaudeSandboxError, match="qemu-img failed"):
+        freeze.make_full(linux, tools.dir)
+    assert freeze.is_linked(tools.dir) and not (tools.dir / freeze.FULL).exists()
