@@ -9,9 +9,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import fakedisk
 import pytest
 from box import Box, Ended
 
@@ -25,6 +27,8 @@ CREATE_STEPS = (
     ("ssh.1", "before"), ("ssh.1", "during"), ("ssh.1", "after"),
 )  # fmt: skip
 START_STEPS = tuple(step for step in CREATE_STEPS if step[0] != "clone.1")
+# The disk of the base is frozen before the clone; qemu-img makes the overlay that takes its place.
+FREEZE_STEPS = (("qemu-img.1", "before"), ("qemu-img.1", "during"), ("qemu-img.1", "after"))
 DELETE_STEPS = (("delete.1", "before"), ("delete.1", "during"), ("delete.1", "after"))
 STOP_STEPS = (("stop.1", "before"), ("stop.1", "during"), ("stop.1", "after"))
 
@@ -119,6 +123,25 @@ def test_create_killed(ready: Box, call: str, moment: str) -> None:
     assert again.code == 0, again.text
     settle(ready)
     whole(ready)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="disks are linked on Linux only")
+@pytest.mark.parametrize("number", ["KILL", "INT"])
+@steps(FREEZE_STEPS)
+def test_freeze_killed_and_interrupted(ready: Box, call: str, moment: str, number: str) -> None:
+    ready.fault(call, kill_parent=moment, signal=number)
+    cut = ready.run("create")
+    assert cut.code == (-signal.SIGKILL if number == "KILL" else 130), cut.text
+    ready.mend()
+    settle(ready)
+    assert fakedisk.content(ready.lima_home / "tools-vm" / "disk") == b"base;"
+    again = ready.run("start")
+    assert again.code == 0, again.text
+    whole(ready)
+    assert fakedisk.backing(ready.lima_home / APP / "disk")
+    golden = sorted((ready.home / ".local" / "share" / "claude-sandbox" / "golden").iterdir())
+    assert [file.suffix for file in golden] == [".json", ".qcow2"]
+    assert not list(ready.lima_home.glob("*/*.tmp"))
 
 
 @steps(CREATE_STEPS)

@@ -71,7 +71,8 @@ def make(name: str, text: str, fault: fakelib.Fault) -> None:
     if location.startswith("/") and not Path(location).exists():
         remove(directory)
         fatal(f"failed to download the image: stat {location}: no such file or directory")
-    fakedisk.write(directory / "disk", limaconfig.size(config["disk"]), content=b"base;")
+    content = Path(location).read_bytes() if location.startswith("/") else b"base;"
+    fakedisk.write(directory / "disk", limaconfig.size(config["disk"]), content=content)
     for part in ("kernel", "initrd"):
         if part in config["images"][0]:
             (directory / part).write_text(part)

@@ -23,6 +23,7 @@ SAMPLES: dict[str, tuple[Any, Any, Any, Any]] = {
     "cpus": ("2", "", 1, 3),
     "memory": ("2GiB", "", "512MiB", "3GiB"),
     "disk": ("20GiB", "", "30GiB", "40GiB"),
+    "full-clone": (True, "", None, True),
     "mounts": (["/usr"], "", ["/var:ro"], ["/etc", "/opt:ro"]),
     "packages": (None, "", ["jq"], "git,gh"),
     "proxy": (None, "", None, "host"),
@@ -36,6 +37,7 @@ SHOWN = {
     "cpus": ["2", "", "1", "3"],
     "memory": [str(2 * GIB), "", str(GIB // 2), str(3 * GIB)],
     "disk": [str(20 * GIB), "", str(30 * GIB), str(40 * GIB)],
+    "full-clone": ["True", "", "", "True"],
     "mounts": ["/usr", "", "/var:ro", "/etc /opt:ro"],
     "packages": ["", "", "jq", "git gh"],
     "proxy": ["", "", "", "True"],
@@ -115,6 +117,7 @@ def test_the_spec_s_names_of_flags_and_variables() -> None:
         "cpus": (("--cpus",), None),
         "memory": (("--memory", "--mem"), None),
         "disk": (("--disk",), None),
+        "full-clone": (("--full-clone",), None),
         "mounts": (("--mount",), None),
     }
 

@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fakedisk
 import pytest
 from box import ROOT, Box
 from recording import Told
@@ -37,7 +38,7 @@ from _claude_sandbox.run import LocalRunner
 image = Path(os.environ["HOME"]) / "image"
 image.mkdir(exist_ok=True)
 for name in ("disk.qcow2", "kernel", "initrd"):
-    (image / name).write_text(name)
+    (image / name).write_text(os.environ.get("IMAGE") or name)
 
 def document(build):
     return tools_document.from_image(GuestImage(image, ARCHES["x86_64"]), build.meant)
@@ -49,6 +50,8 @@ if step:
     module = getattr(tools_vm, module) if module != "tools_vm" else tools_vm
     real = getattr(module, name)
     def die(*args, **kwargs):
+        if step == "swap.exchange" and args[1].name == "disk":
+            return real(*args, **kwargs)  # that of freezing; test_golden.py cuts it off
         if os.environ["KILL_WHEN"] == "after":
             real(*args, **kwargs)
         os.kill(os.getpid(), 9)
@@ -120,6 +123,28 @@ def test_a_new_one_takes_the_place_of_the_old(box: Box) -> None:
     assert done.returncode == 0, done.stderr
     assert_whole(box)
     assert inode(box) != before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="disks are linked on Linux only")
+def test_a_rebuild_freezes_its_disk_and_frees_only_what_nothing_uses(box: Box) -> None:
+    def below(name: str) -> Path:
+        return Path(fakedisk.backing(box.lima_home / name / "disk"))
+
+    assert drive(box, IMAGE="one;").returncode == 0
+    first = below(NAME)
+    assert fakedisk.content(first) == b"one;"
+    assert (ended := box.run("create")).code == 0, ended.text
+    assert box.run("stop").code == 0
+    assert drive(box, IMAGE="two;").returncode == 0
+    second = below(NAME)
+    assert fakedisk.content(second) == b"two;" and below("claude-sandbox-app") == first
+    assert (ended := box.run("start")).code == 0, ended.text
+    assert fakedisk.content(box.lima_home / "claude-sandbox-app" / "disk") == b"one;"
+    assert drive(box, IMAGE="three;").returncode == 0
+    assert first.exists() and not second.exists() and below(NAME).exists()
+    assert box.run("delete").code == 0
+    assert_whole(box)
+    assert str(first) in box.run("prune", "--cache").out and not first.exists()
 
 
 def test_a_missing_tool_swaps_nothing(box: Box) -> None:
@@ -228,6 +253,9 @@ def test_killed_in_limactl(box: Box, verb: str, when: str, old: bool) -> None:
 
 STEPS = [
     "tools_vm._build_and_try",
+    "freeze.freeze",
+    "freeze._exchange",
+    "tools_vm._replace",
     "tools_vm._put_note",
     "boot.write_document",
     "swap.exchange",

@@ -176,3 +176,10 @@ def test_sizes_as_lima_writes_them() -> None:
     assert [values.format_size(n) for n in (GIB, 1536 * MIB, TIB, 512 * MIB, 12345, 0)] == [
         "1GiB", "1536MiB", "1TiB", "512MiB", "12345B", "0B",
     ]  # fmt: skip
+
+
+def test_a_switch() -> None:
+    assert values.parse_switch(True) is True and values.parse_switch(False) is False
+    for odd in ("yes", "true", 1, None):
+        with pytest.raises(ValueError, match="write true or false"):
+            values.parse_switch(odd)
