@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import boot, first_boot, paths, places, template, vm
+from _claude_sandbox import boot, first_boot, paths, places, template, timings, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.errors import (
@@ -89,7 +89,8 @@ def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
             document = _from_template(ctx, config, meant, journal)
         else:
             document = _clone(ctx, base, meant, journal)
-        instance = boot.start(ctx, name, document, journal)
+        source = base.name if base else config.template or DEFAULT_TEMPLATE
+        instance = boot.start(ctx, name, document, journal, kind=f"first start from {source}")
         first_boot.finish(ctx, instance, shares, foreign=foreign, packages=config.packages)
     except BaseException as error:
         with uninterrupted():
@@ -126,7 +127,7 @@ def _clone(ctx: Context, base: Instance, meant: template.Meant, journal: Journal
         if running and was_running:
             boot.stop(ctx, running)
         try:
-            with ctx.progress.stage(f"Cloning {base.name} to {name}"):
+            with timings.stage(ctx, f"Cloning {base.name} to {name}", f"clone {base.name}"):
                 ctx.lima.clone(base.name, name, on_start=None if ctx.dry else journal.note_child)
         finally:
             if was_running:
@@ -155,7 +156,7 @@ def _from_template(
     file = paths.runtime_dir() / f"{meant.mark.name}.yaml"
     ctx.write(file, yaml.safe_dump(document, allow_unicode=True, sort_keys=False).encode())
     try:
-        with ctx.progress.stage(f"Creating {meant.mark.name} from {locator}"):
+        with timings.stage(ctx, f"Creating {meant.mark.name} from {locator}", f"create {locator}"):
             ctx.lima.create(meant.mark.name, file, on_start=None if ctx.dry else journal.note_child)
     finally:
         file.unlink(missing_ok=True)
