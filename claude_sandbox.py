@@ -12,9 +12,14 @@ __all__ = ["ClaudeSandboxError", "__version__", "main", "main_rebuild_tools_vm"]
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (spec/vocabulary.md)."""
+    words = sys.argv[1:] if argv is None else argv
+    if "shell" in words:
+        from _claude_sandbox import warm
+
+        warm.become_shell(words)  # comes back when it has to be done the whole way
     from _claude_sandbox import cli
 
-    return cli.main(sys.argv[1:] if argv is None else argv)
+    return cli.main(words)
 
 
 def main_rebuild_tools_vm() -> int:

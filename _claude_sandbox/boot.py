@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import golden, paths, places, template
+from _claude_sandbox import golden, paths, places, template, timings
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError, StartError
 from _claude_sandbox.files import write_atomic
@@ -20,16 +20,18 @@ from _claude_sandbox.values import Port
 
 STAMP = "claude-sandbox.ready"  # in the instance directory: which boot was seen to be ready
 READY_MARK = "/run/lima-boot-done"  # Lima writes it in the guest when everything has run
+# limactl's words, and what goes on in the VM from then on.
 _STAGES = {
-    "Starting QEMU": "starting QEMU",
-    "Starting VZ": "starting the VM",
-    'essential requirement 1 of': "booting, waiting for ssh",
-    'essential requirement 2 of': "waiting for the user session",
-    'essential requirement 3 of': "connecting",
-    "guest agent": "waiting for the guest agent",
-    "final requirement": "finishing the boot scripts",
-    "Downloading": "downloading the image",
-}  # fmt: skip
+    "Downloading": "image",
+    "Starting the instance": "VM",
+    "Starting QEMU": "boot",
+    "Starting VZ": "boot",
+    "essential requirement 1 of": "boot",
+    "essential requirement 2 of": "network",
+    "essential requirement 3 of": "network",
+    "guest agent": "guest agent",
+    "final requirement": "boot scripts",
+}
 
 
 def read_document(instance: Instance) -> template.Document:
@@ -65,8 +67,11 @@ def start(
     document: Mapping[str, Any],
     journal: Journal | None = None,
     timeout: float = START_TIMEOUT,
+    kind: str = "start",
 ) -> Instance:
     """Start a stopped VM and wait until it is ready (`timeout` in seconds); returns it as Lima sees it then.
+
+    `kind` is for the estimate of how long it takes (timings.py).
 
     Raises RefusedError (Lima would share more than `document` says), StartError.
     """
@@ -76,7 +81,7 @@ def start(
         check_effective(ctx, name, document)
         golden.check(ctx.lima.home, ctx.lima.home / name)
     logfile = paths.logs_dir() / f"{name}.log"
-    with ctx.progress.stage(f"Starting {name}") as say, force_stop_if_interrupted(ctx, name):
+    with timings.stage(ctx, f"Starting {name}", kind) as say, force_stop_if_interrupted(ctx, name):
         for last_try in (False, True):
             # Given a name that is not there, Lima would make a VM from template:default, home mounted.
             if not ctx.dry and not (ctx.lima.home / name / "lima.yaml").exists():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,7 @@ class Call:
     verb: options.Verb
     chosen: argparse.Namespace
     rest: Sequence[str]
+    began: int = field(default_factory=time.time_ns)
 
     @cached_property
     def progress(self) -> Progress:
@@ -153,7 +155,7 @@ def _shell(call: Call) -> int:
     instance, _ = sandbox.ensure(call.ready, call.config, _tools_builder(call))
     if call.chosen.dry_run:
         return 0
-    return launch.run_shell(call.ctx, call.config, instance, call.rest)
+    return launch.run_shell(call.ctx, call.config, instance, call.rest, began=call.began)
 
 
 def _session(call: Call) -> int:

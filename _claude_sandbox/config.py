@@ -243,11 +243,11 @@ def _host_limit(key: str) -> int:
 
 
 def _reject_unknown(file: Path, entries: Mapping[str, Entry]) -> None:
-    import difflib
-
     for key, entry in entries.items():
         row = BY_KEY.get(key)
         if row is None or not row.in_files:
+            import difflib
+
             near = difflib.get_close_matches(key, BY_KEY, 1)
             hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(BY_KEY))}."
             raise ConfigError(f"{file}:{entry.line}: unknown key {key!r}.{hint}")

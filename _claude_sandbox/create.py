@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import boot, first_boot, freeze, golden, paths, places, qcow2, template, vm
+from _claude_sandbox import boot, first_boot, freeze, golden, paths, places, qcow2, template, timings, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.errors import (
@@ -89,7 +89,8 @@ def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
             document = _from_template(ctx, config, meant, journal)
         else:
             document = _clone(ctx, base, meant, journal, full=config.full_clone)
-        instance = boot.start(ctx, name, document, journal)
+        source = base.name if base else config.template or DEFAULT_TEMPLATE
+        instance = boot.start(ctx, name, document, journal, kind=f"first start from {source}")
         first_boot.finish(ctx, instance, shares, foreign=foreign, packages=config.packages)
     except BaseException as error:
         with uninterrupted():
@@ -132,7 +133,10 @@ def _clone(
                 freeze.freeze(ctx, base)
             _check_space(ctx, base, full=full)
             # Shared: no `prune --cache` may look for users of a disk while one is being made.
-            with ctx.progress.stage(f"Cloning {base.name} to {name}"), golden.store_lock(shared=True):
+            with (
+                timings.stage(ctx, f"Cloning {base.name} to {name}", f"clone {base.name}"),
+                golden.store_lock(shared=True),
+            ):
                 ctx.lima.clone(base.name, name, on_start=None if ctx.dry else journal.note_child)
             if not ctx.dry:
                 _own_or_shared(ctx, base, ctx.lima.home / name, full=full)
@@ -171,7 +175,7 @@ def _from_template(
     file = paths.runtime_dir() / f"{meant.mark.name}.yaml"
     ctx.write(file, yaml.safe_dump(document, allow_unicode=True, sort_keys=False).encode())
     try:
-        with ctx.progress.stage(f"Creating {meant.mark.name} from {locator}"):
+        with timings.stage(ctx, f"Creating {meant.mark.name} from {locator}", f"create {locator}"):
             ctx.lima.create(meant.mark.name, file, on_start=None if ctx.dry else journal.note_child)
     finally:
         file.unlink(missing_ok=True)

@@ -43,8 +43,9 @@ def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share]) -> N
     points = [share.point for share in shares]
     parents = " ".join(str(p) for p in places.guest_parents(points) if " " not in str(p))
     guest = ctx.guest(instance)
-    guest.connect()
-    result = guest.run(_MOUNTS, parents, *map(str, points), timeout=60)
+    with ctx.progress.stage("Looking at the mounts"):
+        guest.connect()
+        result = guest.run(_MOUNTS, parents, *map(str, points), timeout=60)
     if not result.ok:
         raise StartError(
             f"{instance.name} came up without its mounts.",

@@ -1,23 +1,21 @@
-"""Running things inside a VM: our own ssh master, and the one function that quotes for the guest.
+"""Running things inside a VM, over an ssh master of our own.
 
-Lima's master filters SendEnv by its own list, so variables arrive empty through it; our own passes
-one variable, ENVELOPE, whose value differs per session (facts/checked.md). It holds `export`
-commands: secrets travel in ssh's environment and never stand in an argv on either side.
+Lima's master filters SendEnv by its own list, so variables arrive empty through it (facts/checked.md).
 """
 
 from __future__ import annotations
 
 import hashlib
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from _claude_sandbox import remote
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.files import listens
 from _claude_sandbox.lima import Instance
+from _claude_sandbox.remote import ENVELOPE
 from _claude_sandbox.run import TIMED_OUT, Command, Result, Runner
 
-ENVELOPE = "CLAUDE_SANDBOX_ENV"
 OUTPUT_LIMIT = 16 * 1024 * 1024  # bytes that we take from a guest in one answer
 SSH_FAILED = 255
 _OPTIONS = (
@@ -28,31 +26,9 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def shell_quote(argv: Sequence[str]) -> str:
-    """An argv as one line for the guest's shell: the only place where that is done."""
-    return shlex.join(argv)
-
-
-def envelope(env: Mapping[str, str]) -> str:
-    """Variables as the value of ENVELOPE: one line of ASCII for bash's eval, `export K=$'v'; …`.
-
-    No program is needed to open it: under emulation one costs 60 ms.
-    """
-    return "; ".join(f"export {name}=$'{_escaped(value)}'" for name, value in sorted(env.items()))
-
-
-def _escaped(value: str) -> str:
-    """For inside bash's $'…': everything but plain ASCII as \\xHH."""
-    plain = set(range(0x20, 0x7F)) - {ord("'"), ord("\\")}
-    return "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in value.encode("utf-8", "surrogateescape"))
-
-
 def guest_script(name: str) -> str:
     """The text of a script that runs in the guest, from our package data `guest/`."""
     return (Path(__file__).parent / "guest" / name).read_text(encoding="utf-8")
-
-
-OPEN_ENVELOPE = f'eval "${ENVELOPE}"; unset {ENVELOPE}; '
 
 
 class Guest:
@@ -98,8 +74,8 @@ class Guest:
         data, cut off past OUTPUT_LIMIT bytes. A dry run really asks: what changes a guest is left out
         by the verbs.
         """
-        remote = shell_quote(["sh", "-c", script, "sh", *arguments])
-        command = Command((*self.ssh("-T"), self.instance.ssh_host, remote))
+        line = remote.shell_quote(["sh", "-c", script, "sh", *arguments])
+        command = Command((*self.ssh("-T"), self.instance.ssh_host, line))
         result = self.runner.run(command, input=input, timeout=timeout, limit=OUTPUT_LIMIT, changes=False)
         if result.returncode == SSH_FAILED:
             raise self._unreachable(result.error_text)
@@ -107,19 +83,10 @@ class Guest:
             raise self._unreachable(f"no answer within {timeout:g} s")
         return result
 
-    def session(self, remote: str, env: Mapping[str, str], *, tty: bool) -> Command:
-        """An ssh command for `remote` (a line for the guest's shell) with `env` in the envelope.
-
-        With a terminal TERM goes ssh's own way: inside tmux it is another one than where we began.
-        """
-        line = shell_quote(["bash", "-c", OPEN_ENVELOPE + remote])
-        sealed = {name: value for name, value in env.items() if not (tty and name == "TERM")}
-        open_ = {"TERM": env["TERM"]} if tty and "TERM" in env else {}
-        return Command(
-            (*self.ssh("-tt" if tty else "-T"), self.instance.ssh_host, line),
-            {**open_, ENVELOPE: envelope(sealed)},
-            hidden=frozenset({ENVELOPE}),
-        )
+    def session(self, line: str, env: Mapping[str, str], *, tty: bool) -> Command:
+        """An ssh command for `line` (for the guest's shell) with `env` in the envelope."""
+        argv, environment = remote.session(self.ssh(), self.instance.ssh_host, line, env, tty)
+        return Command(argv, environment, hidden=frozenset({ENVELOPE}))
 
     def _unreachable(self, details: str) -> GuestConnectionError:
         return GuestConnectionError(

@@ -8,27 +8,31 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from _claude_sandbox import (
     boot,
+    credential,
     first_boot,
     first_run,
     login,
     login_sync,
     paths,
+    remote,
     settings,
     settings_sync,
     terminal,
+    warm,
 )
-from _claude_sandbox.config import Config
+from _claude_sandbox.config import PROJECT_FILE, Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import ClaudeNotInstalledError, ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.files import write_atomic
-from _claude_sandbox.guest import SSH_FAILED, Guest, shell_quote
+from _claude_sandbox.guest import SSH_FAILED, Guest
+from _claude_sandbox.journal import project_lock_path
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.run import Command
 from _claude_sandbox.tmux import Tmux
@@ -54,7 +58,7 @@ _TERMS = frozenset(
 def environment(config: Config, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What the guest's session gets besides the credential (spec 3.3, 3.5)."""
     env = {
-        "CLAUDE_SANDBOX_UUID": uuid4(),
+        "CLAUDE_SANDBOX_UUID": remote.uuid4(),
         "UV_PROJECT_ENVIRONMENT": environ.get("UV_PROJECT_ENVIRONMENT") or ".venv-agent",
         "LANG": "C.UTF-8",
         "TERM": guest_term(environ.get("TERM", "")),
@@ -77,14 +81,6 @@ def environment(config: Config, environ: Mapping[str, str] = os.environ) -> dict
     return env
 
 
-def uuid4() -> str:
-    """A random UUID, version 4 (the module uuid takes 7 ms to import)."""
-    data = bytearray(os.urandom(16))
-    data[6], data[8] = data[6] & 0x0F | 0x40, data[8] & 0x3F | 0x80
-    text = data.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
 def guest_term(term: str) -> str:
     return term if term in _TERMS else "xterm-256color"
 
@@ -99,27 +95,6 @@ def time_zone(environ: Mapping[str, str]) -> str | None:
         if found:
             return name
     return None
-
-
-# -- command lines -------------------------------------------------------------------------------
-
-
-def claude_line(directory: str, arguments: Sequence[str]) -> str:
-    """The guest's command for `claude` with the user's arguments, in a login shell."""
-    own = any(a == "--dangerously-skip-permissions" or a.startswith("--permission-mode") for a in arguments)
-    argv = ["claude", *([] if own else ["--permission-mode", "bypassPermissions"]), *arguments]
-    return _in(directory, ["bash", "-lc", f"exec {shell_quote(argv)}"])
-
-
-def shell_line(directory: str, arguments: Sequence[str], *, tty: bool) -> str:
-    """A login shell, interactive on a terminal, or `arguments` run in one."""
-    if arguments:
-        return _in(directory, ["bash", "-lc", shell_quote(arguments)])
-    return _in(directory, ["bash", "-il"] if tty else ["bash", "-l"])
-
-
-def _in(directory: str, argv: Sequence[str]) -> str:
-    return f"cd {shell_quote([directory])} && exec {shell_quote(argv)}"
 
 
 # -- sessions ------------------------------------------------------------------------------------
@@ -164,42 +139,65 @@ class Session:
         return cls(command, data["vm"], data["settings"])
 
 
-def _login(ctx: Context, settings_dir: Path) -> login.Login:
+def _login(ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None = None) -> login.Login:
     return login.select(
-        os.environ, settings_dir, runner=ctx.runner, state_dir=paths.state_dir(), warn=ctx.progress.warn
+        os.environ,
+        settings_dir,
+        runner=ctx.runner,
+        state_dir=paths.state_dir(),
+        warn=warn or ctx.progress.warn,
     )
 
 
-def bring_up_to_date(
-    ctx: Context, config: Config, instance: Instance, *, quick: bool = False
-) -> dict[str, str]:
-    """Settings, login and first-run files into the guest; returns the session's environment (secret).
+@dataclass(frozen=True)
+class Launch:
+    """What a session in the VM is given. `looked_at`: the files on which that depends.
+
+    `warned`: something was wrong with the settings or the login, and the user should hear of it each time.
+    """
+
+    env: Mapping[str, str] = field(repr=False)
+    login: login.Login = field(repr=False)
+    looked_at: tuple[str, ...]
+    warned: bool
+
+
+def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick: bool = False) -> Launch:
+    """Settings, login and first-run files into the guest; returns what the session gets.
 
     `quick`: not when this boot of the VM has had the same ones already. Raises GuestConnectionError.
     """
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        ctx.progress.warn(text)
+
     if warning := settings.users_own_warning(config.settings):
-        ctx.progress.warn(warning)
+        warn(warning)
     guest = ctx.guest(instance)
     guest.connect()
-    chosen = _login(ctx, config.settings)
+    chosen = _login(ctx, config.settings, warn)
     env = {**environment(config), **login.launch_env(os.environ), **chosen.environment()}
-    seen = _fingerprint(config.settings, chosen, instance)
-    if quick and seen is not None and _prepared(instance) == seen:
-        return env
-    _sync_login(ctx, chosen, other_guests(ctx, instance))
-    report = settings_sync.prepare(
-        guest,
-        settings_dir=config.settings,
-        login=chosen,
-        sandbox=instance.name,
-        state_dir=paths.state_dir(),
-        identity=first_run.git_identity(ctx.runner, paths.home()),
-        warn=ctx.progress.warn,
+    tree = settings.scan(
+        config.settings, lambda _text: None, settings_sync.files_dir(paths.state_dir()) / "quick.json"
     )
-    _tell(ctx, instance, report)
-    if seen is not None:
-        write_atomic(instance.dir / PREPARED, seen.encode())
-    return env
+    seen = _fingerprint(tree, chosen, instance)
+    if not (quick and seen is not None and _prepared(instance) == seen):
+        _sync_login(ctx, chosen, other_guests(ctx, instance))
+        report = settings_sync.prepare(
+            guest,
+            settings_dir=config.settings,
+            login=chosen,
+            sandbox=instance.name,
+            state_dir=paths.state_dir(),
+            identity=first_run.git_identity(ctx.runner, paths.home()),
+            warn=warn,
+        )
+        _tell(ctx, instance, report)
+        if seen is not None:
+            write_atomic(instance.dir / PREPARED, seen.encode())
+    return Launch(env, chosen, tree.looked_at, bool(warnings))
 
 
 def _tell(ctx: Context, instance: Instance, report: settings_sync.PrepareReport) -> None:
@@ -222,12 +220,9 @@ def _sync_login(ctx: Context, chosen: login.Login, guests: Mapping[str, Guest]) 
         ctx.progress.warn(f"The login was not taken over from running sandboxes: {error.brief}")
 
 
-def _fingerprint(settings_dir: Path, chosen: login.Login, instance: Instance) -> str | None:
+def _fingerprint(tree: settings.HostTree, chosen: login.Login, instance: Instance) -> str | None:
     """What the guest would be given, and to which boot of the VM; None when that cannot be told."""
     boot_id = boot.boot_id(instance)
-    tree = settings.scan(
-        settings_dir, lambda _text: None, settings_sync.files_dir(paths.state_dir()) / "quick.json"
-    )
     parts = [boot_id, repr(sorted(tree.files.items())), repr(tree.mcp), chosen.hand_over()]
     return hashlib.sha256(repr(parts).encode()).hexdigest() if boot_id else None
 
@@ -258,10 +253,10 @@ def run_claude(
     live = tmux.live_session(instance.name) if tty and not new and not arguments else None
     if live:
         return _attach(ctx, tmux, live)
-    env = bring_up_to_date(ctx, config, instance)
+    given = bring_up_to_date(ctx, config, instance)
     first_boot.mention_old_claude(ctx, instance)
-    line = claude_line(boot.project_point(instance), arguments)
-    command = ctx.guest(instance).session(line, env, tty=tty)
+    line = remote.claude_line(boot.project_point(instance), arguments)
+    command = ctx.guest(instance).session(line, given.env, tty=tty)
     session = Session(command, instance.name, str(config.settings))
     if tty and not tmux.inside() and tmux.usable() and terminal.own_tty():
         return _in_new_tmux(ctx, tmux, session)
@@ -343,9 +338,69 @@ def run_session(ctx: Context, session: Session) -> int:
     return code
 
 
-def run_shell(ctx: Context, config: Config, instance: Instance, arguments: Sequence[str]) -> int:
-    """A shell, or a command, in the VM with Claude's environment; becomes ssh when it can."""
+def run_shell(
+    ctx: Context, config: Config, instance: Instance, arguments: Sequence[str], *, began: int
+) -> int:
+    """A shell, or a command, in the VM with Claude's environment; becomes ssh when it can.
+
+    `began` is when this program did (ns), for the note that makes the next shell quicker.
+    """
     tty = sys.stdin.isatty() and (sys.stdout.isatty() or not arguments)
-    env = bring_up_to_date(ctx, config, instance, quick=True)
-    line = shell_line(boot.project_point(instance), arguments, tty=tty)
-    ctx.runner.exec(ctx.guest(instance).session(line, env, tty=tty))
+    given = bring_up_to_date(ctx, config, instance, quick=True)
+    point = boot.project_point(instance)
+    with contextlib.suppress(OSError, ValueError):  # the next shell is a little slower then
+        _leave_note(ctx, config, instance, given, point, began)
+    line = remote.shell_line(point, arguments, tty=tty)
+    ctx.runner.exec(ctx.guest(instance).session(line, given.env, tty=tty))
+
+
+# Variables of ours that hold no secret: their values may stand in a file.
+_OPEN = frozenset(
+    {"UV_PROJECT_ENVIRONMENT", "LANG", "TERM", "TZ", "DISABLE_AUTOUPDATER", "NODE_EXTRA_CA_CERTS"}
+)
+
+
+def _leave_note(
+    ctx: Context, config: Config, instance: Instance, given: Launch, point: str, began: int
+) -> None:
+    """For `warm`: all that this shell depended on, if that can be said without a secret."""
+    env = _origins(given)
+    pid_files = sorted(instance.dir.glob("*.pid"))
+    if env is None or given.warned or len(pid_files) != 2:  # the host agent's and the driver's
+        return
+    guest = ctx.guest(instance)
+    session = {
+        "point": point,
+        "ssh": guest.ssh(),
+        "host": instance.ssh_host,
+        "control": str(guest.control_path),
+        "pids": [int(file.read_text()) for file in pid_files],
+    }
+    code = Path(__file__).parent
+    watch = [
+        *pid_files, instance.dir / "lima.yaml", instance.ssh_config, paths.config_file(), paths.token_file(),
+        config.project / PROJECT_FILE, config.settings / credential.FILE, "/etc/localtime", code, code / "__init__.py",
+        *given.looked_at,
+    ]  # fmt: skip
+    warm.save(
+        str(config.project), began=began, session=session, env=env, watch=map(str, watch),
+        lock=str(project_lock_path(config.project)),
+    )  # fmt: skip
+
+
+def _origins(given: Launch) -> dict[str, tuple[str, str]] | None:
+    """Where each variable comes from, as `warm.save` wants it; None if only its value could say it."""
+    origins = {}
+    token = given.login.environment() if isinstance(given.login, login.TokenLogin) else {}
+    for name, value in given.env.items():
+        if name == "CLAUDE_SANDBOX_UUID":
+            origins[name] = ("uuid", "")
+        elif os.environ.get(name) == value:
+            origins[name] = ("host", name)
+        elif name in _OPEN or (name == "ANTHROPIC_BASE_URL" and "@" not in value and "?" not in value):
+            origins[name] = ("text", value)
+        elif name in token:  # not the environment's, so the stored one
+            origins[name] = ("file", str(paths.token_file()))
+        else:
+            return None
+    return origins

@@ -227,8 +227,11 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
         for row in SETTINGS:
             if row.flags:
                 parser.add_argument(*row.flags, **{**_setting_arguments(row), "help": argparse.SUPPRESS})  # type: ignore[arg-type]
-    # Intermixed: `settings pull -y CLAUDE.md` has an option between two positional arguments.
-    options, unknown = parser.parse_known_intermixed_args(words)
+    # Intermixed: `settings pull -y CLAUDE.md` has an option between two positional arguments. That way
+    # argparse writes its usage text each time (5 ms), so only where there are any.
+    positional = any(not flags[0].startswith("-") for flags, _ in _OWN.get(verb.name, ()))
+    parse_known = parser.parse_known_intermixed_args if positional else parser.parse_known_args
+    options, unknown = parse_known(words)
     if unknown:
         _reject(unknown[0], verb)
     if has_rest and not verb.rest:

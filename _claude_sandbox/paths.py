@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from pathlib import Path
 
+from _claude_sandbox import runtime
 from _claude_sandbox.errors import HostSetupError
-
-APP = "claude-sandbox"
+from _claude_sandbox.runtime import APP
 
 
 def home() -> Path:
@@ -77,10 +76,7 @@ def logs_dir() -> Path:
 
 def runtime_dir() -> Path:
     """A private directory with a short path, gone after a reboot."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if sys.platform == "linux" and base and len(base) < 40 and os.access(base, os.W_OK):
-        return private_dir(Path(base) / APP)
-    return private_dir(Path("/tmp") / f"{APP}-{os.getuid()}")
+    return private_dir(Path(runtime.path()))
 
 
 def private_dir(path: Path) -> Path:

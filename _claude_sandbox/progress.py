@@ -10,10 +10,11 @@ class Progress:
     """A silent one, and the interface. `stage` is nested in code, shown one after the other."""
 
     @contextlib.contextmanager
-    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
+    def stage(self, title: str, usual: float | None = None) -> Iterator[Callable[[str], None]]:
         """A step that may take long; yields a function that says what is happening now.
 
-        The front shows the title, the current text and, at the end, how long it took.
+        The front shows the title, the current text and, at the end, how long it took and each text's
+        part of it. `usual` is how long it takes as a rule (seconds), if that is known.
         """
         yield lambda _text: None
 

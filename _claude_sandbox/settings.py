@@ -31,11 +31,15 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HostTree:
-    """What the host wants in the guest: states by path, where each is read, MCP servers by name."""
+    """What the host wants in the guest: states by path, where each is read, MCP servers by name.
+
+    `looked_at` is every file and directory on which that depends, those left out included.
+    """
 
     files: Mapping[str, FileState]
     sources: Mapping[str, Path]
     mcp: Mapping[str, Any]
+    looked_at: tuple[str, ...] = ()
 
     @property
     def mcp_states(self) -> dict[str, FileState]:
@@ -47,6 +51,7 @@ class _Scan:
     root: Path
     warn: Warn
     found: dict[str, tuple[Path, os.stat_result]] = field(default_factory=dict)
+    looked_at: list[str] = field(default_factory=list)
     entries: int = 0
     total: int = 0
 
@@ -77,7 +82,8 @@ def scan(directory: Path, warn: Warn, cache: Path | None = None) -> HostTree:
     if cache and remembered != known:
         files.write_json(cache, remembered)
     sources = {path: walk.found[path][0] for path in states}
-    return HostTree(states, sources, _mcp_servers(directory, warn))
+    looked_at = (str(directory), str(directory / CLAUDE_JSON), *walk.looked_at)
+    return HostTree(states, sources, _mcp_servers(directory, warn), looked_at)
 
 
 def _walk(walk: _Scan, directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
@@ -88,6 +94,7 @@ def _walk(walk: _Scan, directory: Path, prefix: str, above: frozenset[tuple[int,
         if not manifest.is_path(path):
             walk.warn(f"Left out of the settings: {path!r} (a name that cannot travel).")
             continue
+        walk.looked_at.append(entry.path)
         try:
             info = entry.stat()
         except OSError as error:  # a dangling link, or a link that points to itself

@@ -16,6 +16,39 @@ _RESET = "\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?
 _LEAVE_ALTERNATE = "\x1b[?1049l"
 
 
+class _Watch:
+    """How long a stage takes, and each thing that was said to go on in it."""
+
+    def __init__(self) -> None:
+        self._begun = self._last = time.monotonic()
+        self._text = ""
+        self._parts: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        now = time.monotonic()
+        if self._text:
+            self._parts[self._text] = self._parts.get(self._text, 0) + now - self._last
+        self._text, self._last = text, now
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def parts(self) -> str:
+        """` (boot 7.1, mounts 0.4)`; not what took no time to speak of, and no long lists."""
+        self.say("")
+        told = [f"{_clean(text)} {spent:.1f}" for text, spent in self._parts.items() if spent >= 0.1]
+        return f" ({', '.join(told)})" if 1 < len(told) <= 6 else ""
+
+
+def _about(usual: float | None) -> str:
+    """Rounded as it deserves: nobody knows it to the second."""
+    if usual is None:
+        return ""
+    step = 1 if usual < 20 else 5 if usual < 120 else 30
+    seconds = max(step, round(usual / step) * step)
+    return f" (usually about {seconds} s)" if seconds < 120 else f" (usually about {seconds / 60:g} min)"
+
+
 class LineProgress(Progress):
     """Plain lines on stderr, for logs and pipes; `quiet` leaves only warnings."""
 
@@ -23,11 +56,11 @@ class LineProgress(Progress):
         self.quiet = quiet
 
     @contextlib.contextmanager
-    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
-        begun = time.monotonic()
-        self.note(f"{title} …")
-        yield lambda _text: None
-        self.note(f"{title}: {time.monotonic() - begun:.1f} s")
+    def stage(self, title: str, usual: float | None = None) -> Iterator[Callable[[str], None]]:
+        watch = _Watch()
+        self.note(f"{title} …{_about(usual)}")
+        yield watch.say
+        self.note(f"{title}: {watch.seconds():.1f} s{watch.parts()}")
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -52,7 +85,7 @@ class TerminalProgress(Progress):
         return self._console
 
     @contextlib.contextmanager
-    def stage(self, title: str) -> Iterator[Callable[[str], None]]:
+    def stage(self, title: str, usual: float | None = None) -> Iterator[Callable[[str], None]]:
         from rich.progress import Progress as Bars
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -60,12 +93,16 @@ class TerminalProgress(Progress):
             self._status(title)
             yield self._status
             return
-        begun = time.monotonic()
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        watch = _Watch()
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(),
+            TextColumn(_about(usual), style="dim", markup=False),
+        )  # fmt: skip
         with Bars(*columns, console=self._rich(), transient=True) as bars:
             task = bars.add_task(title, total=None)
 
             def say(text: str) -> None:
+                watch.say(text)
                 bars.update(task, description=f"{title}: {text}")
 
             self._status = say
@@ -73,7 +110,8 @@ class TerminalProgress(Progress):
                 yield say
             finally:
                 self._status = None
-        self._rich().print(f"[green]✓[/] {_escape(title)} [dim]{time.monotonic() - begun:.1f} s[/]")
+        times = f"{watch.seconds():.1f} s{_escape(watch.parts())}"
+        self._rich().print(f"[green]✓[/] {_escape(title)} [dim]{times}[/]")
 
     def note(self, text: str) -> None:
         self._rich().print(_clean(text), markup=False)

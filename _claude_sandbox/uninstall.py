@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import golden, paths, render, sandbox, vm
+from _claude_sandbox import golden, paths, render, runtime, sandbox, vm
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.values import format_size
@@ -103,7 +103,7 @@ def _directories() -> list[Path]:
     return [
         paths.data_dir(),
         paths.cache_dir(),
-        platformdirs.user_state_path(paths.APP),
+        platformdirs.user_state_path(runtime.APP),
         paths.config_file().parent,
         paths.runtime_dir(),
     ]

@@ -1,6 +1,6 @@
 """Times our command against plain limactl doing the same, pair by pair, and prints the ratio.
 
-    python bench/pairs.py status|shell|create [--pairs N] [--project DIR] [--vms N]
+    python bench/pairs.py status|shell|ssh|create [--pairs N] [--project DIR] [--vms N]
 
 Interleaved (A B, B A, …), whole processes from outside, after one warm-up each. Prints medians with
 their spread and writes a JSON file into bench/results/. Nothing here is a test: it never fails on speed.
@@ -135,11 +135,27 @@ def make_instances(home: Path, number: int) -> None:
 def shell(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
     """A warm `shell -- true` beside `limactl shell NAME true`. The sandbox must run."""
     name = name_of(project)
-    ours = Side(
-        "claude-sandbox shell -- true", lambda: call([OURS, "shell", "-d", str(project), "--", "true"])
-    )
     theirs = Side("limactl shell NAME true", lambda: plain("shell", "--workdir", "/", name, "true"))
-    return compare(ours, theirs, pairs)
+    return compare(_true(project), theirs, pairs, warm_up=3)
+
+
+def ssh(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
+    """The same beside ssh through our own master, with the same login shell."""
+    from _claude_sandbox import paths
+    from _claude_sandbox.guest import Guest
+    from _claude_sandbox.lima import Instance
+    from _claude_sandbox.run import LocalRunner
+
+    name = name_of(project)
+    guest = Guest(LocalRunner(), Instance(name, "", plain.home / name), paths.runtime_dir())
+    argv = [*guest.ssh(), "-T", guest.instance.ssh_host, "exec bash -lc true"]
+    return compare(_true(project), Side("ssh HOST bash -lc true", lambda: call(argv)), pairs, warm_up=3)
+
+
+def _true(project: Path) -> Side:
+    """The third one is warm: the first prepares the guest, the second leaves a note (warm.py)."""
+    argv = [OURS, "shell", "-d", str(project), "--", "true"]
+    return Side("claude-sandbox shell -- true", lambda: call(argv))
 
 
 def create(plain: Plain, pairs: int, project: Path, base: str) -> dict[str, object]:
@@ -176,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("status", "shell", "create"))
+    parser.add_argument("what", choices=("status", "shell", "ssh", "create"))
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--project", type=Path, default=Path.cwd())
     parser.add_argument("--vms", type=int, default=0, help="status: with this many sandboxes made for it")
@@ -185,8 +201,9 @@ def main() -> None:
     plain = Plain()
     if options.what == "status":
         result = status(plain, options.pairs or 9, options.vms)
-    elif options.what == "shell":
-        result = shell(plain, options.pairs or 9, options.project.resolve())
+    elif options.what in ("shell", "ssh"):
+        way = shell if options.what == "shell" else ssh
+        result = way(plain, options.pairs or 9, options.project.resolve())
     else:
         result = create(plain, options.pairs or 2, options.project.resolve(), options.base)
     result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"

@@ -45,6 +45,15 @@ class Ended:
         return json.loads(self.out)
 
 
+def kill(*pids: int) -> None:
+    """And wait until they are gone: a container's init may take seconds to reap."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 @dataclass
 class Box:
     """Where one test plays. `root` is short: Lima's socket paths must fit under it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fakedisk
 import pytest
-from box import Box, Ended
+from box import Box, Ended, kill
 
 APP = "claude-sandbox-app"
 
@@ -60,15 +60,6 @@ def ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def kill(*pids: int) -> None:
-    """And wait until they are gone: a container's init may take seconds to reap."""
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
 
 
 def whole(box: Box, name: str = APP) -> None:

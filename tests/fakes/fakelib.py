@@ -141,11 +141,14 @@ def alive(pidfile: Path) -> int:
     return number
 
 
-def spawn_helper(name: str, directory: Path, *arguments: str, listen: Path | None = None) -> int:
+def spawn_helper(
+    name: str, directory: Path, *arguments: str, listen: Path | None = None, of_vm: bool = True
+) -> int:
     """A long-lived process that looks like `name ARGUMENTS…` in ps; it waits until it is killed, or until
     the test process is gone, which holds the other end of FAKE_LIMA_LIFELINE.
 
-    It holds the socket `listen` open: who connects finds out whether the process lives.
+    It holds the socket `listen` open: who connects finds out whether the process lives. `of_vm`: one of
+    the processes of a VM, which tests count.
     """
     state = directory.parent / "_fake"
     state.mkdir(exist_ok=True)
@@ -158,7 +161,7 @@ def spawn_helper(name: str, directory: Path, *arguments: str, listen: Path | Non
     pid = os.posix_spawn(str(program), argv, os.environ, file_actions=null, setsid=True)
     if listener:
         listener.close()
-    if os.environ.get("FAKE_LIMA_PIDS"):
+    if of_vm and os.environ.get("FAKE_LIMA_PIDS"):
         with open(os.environ["FAKE_LIMA_PIDS"], "a") as file:
             file.write(f"{pid}\n")
     return pid
@@ -203,6 +206,19 @@ def end_helper(pid: int) -> None:
         except (ProcessLookupError, FileNotFoundError):
             return
         time.sleep(0.005)
+
+
+def remember_master(directory: Path, pid: int) -> None:
+    """An ssh master ends with its VM: the connection is gone."""
+    with (directory.parent / "_fake" / f"masters-{directory.name}").open("a") as file:
+        file.write(f"{pid}\n")
+
+
+def end_masters(directory: Path) -> None:
+    masters = directory.parent / "_fake" / f"masters-{directory.name}"
+    for line in masters.read_text().split() if masters.exists() else []:
+        end_helper(int(line))
+    masters.unlink(missing_ok=True)
 
 
 # Files of the guest that must not be the host's: they are below guest/root.

@@ -64,10 +64,14 @@ def driver_of(instance: Path) -> int:
 def master_of(path: Path, instance: Path) -> dict[str, object] | None:
     """What the master recorded when it was made; None when it died with its VM."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(record_of(path).read_text())
     except (OSError, ValueError):
         return None
-    return record if record.get("driver") == driver_of(instance) != 0 else None
+    return record if record.get("driver") == driver_of(instance) != 0 and path.exists() else None
+
+
+def record_of(path: Path) -> Path:
+    return path.with_suffix(".master")
 
 
 def control(options: Options, path: Path, instance: Path) -> int:
@@ -75,6 +79,7 @@ def control(options: Options, path: Path, instance: Path) -> int:
         print(f"Control socket connect({path}): No such file or directory", file=sys.stderr)
         return 255
     if options.values["O"] == "exit":
+        fakelib.end_helper(int(json.loads(record_of(path).read_text())["pid"]))
         path.unlink()
         print("Exit request sent.", file=sys.stderr)
     else:
@@ -108,7 +113,11 @@ def main() -> int:
         return unreachable("connect to host 127.0.0.1 port 60022: Connection refused")
     sent = {name for setting in options.settings.get("sendenv", []) for name in setting.split()}
     if verb == "ssh-master":
-        path.write_text(json.dumps({"driver": driver_of(instance), "sendenv": sorted(sent)}))
+        # One that listens, as long as its VM lives and nobody ends it.
+        pid = fakelib.spawn_helper("ssh-master", instance, str(path), listen=path, of_vm=False)
+        fakelib.remember_master(instance, pid)
+        record = {"driver": driver_of(instance), "sendenv": sorted(sent), "pid": pid}
+        record_of(path).write_text(json.dumps(record))
         path.chmod(0o600)
         fault.at("after")
         return 0

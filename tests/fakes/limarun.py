@@ -160,6 +160,7 @@ def stop(options: dict[str, str], arguments: list[str], fault: fakelib.Fault) ->
     (instance.dir / "ha.pid").unlink(missing_ok=True)
     fault.at("during")
     fakelib.end_helper(instance.driver)
+    fakelib.end_masters(instance.dir)
     fakelib.booted(instance.dir, False)
     stop_files(instance.dir)
     logrus("info", "Waiting for the instance to shut down")
@@ -174,6 +175,7 @@ def stop_forcibly(instance: Instance) -> None:
     else:
         logrus("info", f"The {kind} driver process seems already stopped")
     fakelib.end_helper(instance.driver)
+    fakelib.end_masters(instance.dir)
     if instance.agent:
         logrus("info", f"Sending SIGKILL to the host agent process {instance.agent}")
     else:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from _claude_sandbox import launch
+from _claude_sandbox import launch, remote
 from _claude_sandbox.config import Config
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.launch import Session
@@ -106,7 +106,7 @@ def run(line: str, tmp_path: Path, stdin: str = "") -> subprocess.CompletedProce
 @given(st.lists(words, max_size=3))
 def test_claude_gets_the_user_s_arguments_unchanged(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "it's $(here)").mkdir(exist_ok=True)
-    done = run(launch.claude_line(f"{tmp_path}/it's $(here)", arguments), tmp_path)
+    done = run(remote.claude_line(f"{tmp_path}/it's $(here)", arguments), tmp_path)
     where, _, rest = done.stdout.partition(b"\n")
     assert where.decode() == f"{tmp_path}/it's $(here)"
     got = rest.decode().split("\0")[:-1]
@@ -118,13 +118,13 @@ def test_claude_gets_the_user_s_arguments_unchanged(tmp_path: Path, arguments: l
     "arguments", [["--permission-mode", "plan"], ["--permission-mode=plan"], ["--dangerously-skip-permissions"], ["-p", "x", "--permission-mode", "plan"]]
 )  # fmt: skip
 def test_the_user_s_own_permission_mode_wins(arguments: list[str]) -> None:
-    assert "bypassPermissions" not in launch.claude_line("/p", arguments)
+    assert "bypassPermissions" not in remote.claude_line("/p", arguments)
 
 
 def test_a_missing_claude_or_directory_has_an_exit_code(tmp_path: Path) -> None:
-    line = launch.claude_line(str(tmp_path), []).replace("claude --permission", "no-such-claude --permission")
+    line = remote.claude_line(str(tmp_path), []).replace("claude --permission", "no-such-claude --permission")
     assert run(line, tmp_path).returncode == launch.NOT_FOUND
-    assert run(launch.claude_line(f"{tmp_path}/gone", []), tmp_path).returncode not in (
+    assert run(remote.claude_line(f"{tmp_path}/gone", []), tmp_path).returncode not in (
         0,
         launch.NOT_FOUND,
         255,
@@ -132,15 +132,15 @@ def test_a_missing_claude_or_directory_has_an_exit_code(tmp_path: Path) -> None:
 
 
 def test_a_command_in_the_login_environment_with_its_exit_code(tmp_path: Path) -> None:
-    line = launch.shell_line(str(tmp_path), ["sh", "-c", 'pwd; echo "$1"; exit 7', "sh", "a  b"], tty=False)
+    line = remote.shell_line(str(tmp_path), ["sh", "-c", 'pwd; echo "$1"; exit 7', "sh", "a  b"], tty=False)
     done = run(line, tmp_path)
     assert (done.stdout.decode(), done.returncode) == (f"{tmp_path}\na  b\n", 7)
 
 
 def test_a_shell_reads_commands_from_stdin(tmp_path: Path) -> None:
-    done = run(launch.shell_line(str(tmp_path), [], tty=False), tmp_path, "echo $LOGIN; pwd\nexit 5\n")
+    done = run(remote.shell_line(str(tmp_path), [], tty=False), tmp_path, "echo $LOGIN; pwd\nexit 5\n")
     assert (done.stdout.decode(), done.returncode) == (f"yes\n{tmp_path}\n", 5)
-    assert launch.shell_line("/p", [], tty=True) == "cd /p && exec bash -il"
+    assert remote.shell_line("/p", [], tty=True) == "cd /p && exec bash -il"
 
 
 # -- a session's file --------------------------------------------------------------------------------

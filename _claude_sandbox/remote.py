@@ -1,0 +1,81 @@
+"""What a session in a guest is: its command line, quoted once, and its environment in one variable.
+
+Our own ssh master passes one variable, ENVELOPE, whose value differs per session (facts/checked.md). It
+holds `export` commands: secrets travel in ssh's environment and never stand in an argv on either side.
+Only cheap imports here: `warm` has no time for others.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False  # `collections.abc` takes 2 ms to import
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ENVELOPE = "CLAUDE_SANDBOX_ENV"
+# No program opens it, and no second shell: under emulation one costs 60 ms.
+OPEN_ENVELOPE = f'eval "${ENVELOPE}"; unset {ENVELOPE}; '
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
+
+
+def shell_quote(argv: Sequence[str]) -> str:
+    """An argv as one line for the guest's shell: the only place where that is done."""
+    return " ".join(word if word and _PLAIN.issuperset(word) else quoted(word) for word in argv)
+
+
+def quoted(text: str) -> str:
+    """One word for any POSIX shell, whatever it holds.
+
+    >>> print(quoted("it's"))
+    'it'\\''s'
+    """
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def envelope(env: Mapping[str, str]) -> str:
+    """Variables as the value of ENVELOPE, for a shell's eval: `export K='v'; …`."""
+    return "; ".join(f"export {name}={quoted(value)}" for name, value in sorted(env.items()))
+
+
+def session(ssh: Sequence[str], host: str, line: str, env: Mapping[str, str], tty: bool) -> tuple[
+    tuple[str, ...], dict[str, str]
+]:  # fmt: skip
+    """argv and environment (secret) of an ssh command that runs `line` in the guest with `env`.
+
+    The user's own shell opens the envelope. With a terminal TERM goes ssh's own way: inside tmux it is
+    another one than where we began.
+    """
+    sealed = {name: value for name, value in env.items() if not (tty and name == "TERM")}
+    plain = {"TERM": env["TERM"]} if tty and "TERM" in env else {}
+    argv = (*ssh, "-tt" if tty else "-T", host, OPEN_ENVELOPE + line)
+    return argv, {**plain, ENVELOPE: envelope(sealed)}
+
+
+# -- command lines -------------------------------------------------------------------------------
+
+
+def claude_line(directory: str, arguments: Sequence[str]) -> str:
+    """The guest's command for `claude` with the user's arguments, in a login shell."""
+    own = any(a == "--dangerously-skip-permissions" or a.startswith("--permission-mode") for a in arguments)
+    argv = ["claude", *([] if own else ["--permission-mode", "bypassPermissions"]), *arguments]
+    return _in(directory, ["bash", "-lc", f"exec {shell_quote(argv)}"])
+
+
+def shell_line(directory: str, arguments: Sequence[str], *, tty: bool) -> str:
+    """A login shell, interactive on a terminal, or `arguments` run in one."""
+    if arguments:
+        return _in(directory, ["bash", "-lc", shell_quote(arguments)])
+    return _in(directory, ["bash", "-il"] if tty else ["bash", "-l"])
+
+
+def _in(directory: str, argv: Sequence[str]) -> str:
+    return f"cd {shell_quote([directory])} && exec {shell_quote(argv)}"
+
+
+def uuid4() -> str:
+    """A random UUID, version 4 (the module uuid takes 7 ms to import)."""
+    data = bytearray(os.urandom(16))
+    data[6], data[8] = data[6] & 0x0F | 0x40, data[8] & 0x3F | 0x80
+    text = data.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
