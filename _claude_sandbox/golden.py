@@ -117,13 +117,14 @@ def check(lima_home: Path, directory: Path) -> None:
             raise _lost(lima_home, file, problem)
         if in_store(file) and not _known(file, lima_home):
             with store_lock():
+                file.chmod(MODE)
                 write_record(file, lima_home, file.stat())
 
 
 def _known(file: Path, lima_home: Path) -> bool:
-    """Whether its record says how it looks now, and that this LIMA_HOME uses it."""
-    known = record(file)
-    same = known.get("mtime_ns") == file.stat().st_mtime_ns
+    """Whether it is read-only, and its record says how it looks and that this LIMA_HOME uses it."""
+    known, seen = record(file), file.stat()
+    same = known.get("mtime_ns") == seen.st_mtime_ns and not seen.st_mode & 0o222
     return same and os.path.realpath(lima_home) in _texts(known.get("lima_homes"))
 
 
@@ -145,8 +146,6 @@ def problem_of(file: Path) -> str | None:
     # Restored from a backup, or written to: only its content tells.
     if known.get("mtime_ns") != seen.st_mtime_ns and place(digest(file)).name != file.name:
         return "was changed"
-    if seen.st_mode & 0o222:
-        file.chmod(MODE)
     return None
 
 

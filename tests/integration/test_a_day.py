@@ -7,6 +7,7 @@ and start; the second project. Never two at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import pytest
 from machine import Person, Stub
+
+from _claude_sandbox import qcow2
 
 pytestmark = pytest.mark.vm
 NAME, SECOND = "claude-sandbox-app", "claude-sandbox-app-"
@@ -145,10 +148,27 @@ def test_stop_then_start_again_and_a_kill_before_the_attach(user: Person, app: P
     user.cs("stop", cwd=app)
     assert user.vms() == {NAME: "Stopped"}
     user.cs("stop", cwd=app)
+    linked_disk(user, app)
     stamp = user.instance(NAME) / "claude-sandbox.ready"
     stamp.unlink(missing_ok=True)
     user.killed_when(stamp.exists, "shell", "--", "sleep", "60", cwd=app)
     assert user.cs("shell", "--", "sh", "-c", "cat ~/kept hello.txt", cwd=app).out == "kept\nchanged\n"
+
+
+def linked_disk(user: Person, app: Path) -> None:
+    """The stopped sandbox stands on the tools VM's golden disk, which nobody wrote to; its loss is told."""
+    disk, golden = qcow2.chain(user.instance(NAME) / "disk")
+    assert qcow2.chain(user.instance("tools-vm") / "disk")[1:] == [golden]
+    with golden.open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest().startswith(golden.stem)
+    assert disk.stat().st_blocks * 512 < 300 << 20  # what the tests before wrote, Claude's files included
+    assert f"golden disk {golden.stem[:12]}: " in user.cs("doctor", code=None).out
+    aside = golden.with_suffix(".aside")
+    golden.rename(aside)
+    lost = user.cs("start", cwd=app, code=1)
+    assert str(golden) in lost.err and f"{NAME}, tools-vm" in lost.err
+    assert user.vms() == {NAME: "Stopped"}
+    aside.rename(golden)
 
 
 def test_a_twin_gets_its_own_vm_with_ports_and_the_login(user: Person, app: Path, twin: Path) -> None:
