@@ -21,7 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 1 the host: where things live, processes, files
     ("paths", "run", "files", "progress"),
     # 2 values, and single tools of the host
-    ("vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qemu", "swap", "tmux",
+    ("vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qemu", "ssh_wait", "swap", "tmux",
      "terminal", "tools", "bootstrap"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "host_packages", "first_run"),
