@@ -218,12 +218,12 @@ def picture(found: dict[str, Any], machine: str) -> str:
     ]
     width, left, row = 760, 250, 46
     height = 60 + row * len(rows)
+    head = f'viewBox="0 0 {width} {height}" role="img" font-family="system-ui, sans-serif" font-size="13"'
+    title = f"claude-sandbox (dark) and limactl clone + start with cloud-init (light); {machine}"
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {head}>',
         f'<rect width="{width}" height="{height}" rx="8" fill="#fff"/>',
-        f'<text x="16" y="24" fill="#555">claude-sandbox (dark) and limactl clone + start with cloud-init (light); '
-        f"{machine}</text>",
+        f'<text x="16" y="24" fill="#555">{title}</text>',
     ]
     for number, (label, ours, plain, unit) in enumerate(rows):
         y = 44 + number * row
