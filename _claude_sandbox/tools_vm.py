@@ -248,7 +248,9 @@ def _build_and_try(build: _Build) -> tuple[ToolCheck, ...]:
             ctx.lima.create(build.temporary, file)
     finally:
         file.unlink(missing_ok=True)
-    instance = boot.start(ctx, build.temporary, document, timeout=BUILD_TIMEOUT)
+    instance = boot.start(
+        ctx, build.temporary, document, timeout=BUILD_TIMEOUT, kind=f"first boot of {build.name}"
+    )
     guest = Guest(ctx.runner, instance, build.runtime)
     try:
         with ctx.progress.stage("Trying every tool") as say:
