@@ -102,7 +102,9 @@ class Lab:
         call(["qemu-img", "convert", "-O", "qcow2", str(directory / "disk"), str(full)])
         full.replace(directory / "disk")
         self.plain("start", "--tty=false", "--timeout=30m", STOCK, env=self.plain.start_env)
-        self._in_guest("cat > /tmp/stock.sh && sudo sh /tmp/stock.sh", (ROOT / "bench/stock.sh").read_bytes())
+        self._in_guest(
+            "cat > /tmp/stock.sh && sudo sh /tmp/stock.sh initrd", (ROOT / "bench/stock.sh").read_bytes()
+        )
         kernel, initrd = (self._in_guest(f"sudo cat /boot/stock.{part}") for part in ("kernel", "initrd"))
         self.plain("stop", "--tty=false", STOCK)
         for name, content in (("kernel", kernel), ("initrd", initrd)):

@@ -1,6 +1,6 @@
 #!/bin/sh
 # In a clone of our tools VM, as root: the boot that Debian and Lima bring, instead of ours. For a benchmark
-# on the same content; bench/cold.py then takes /boot/stock.kernel and /boot/stock.initrd.
+# on the same content, which with `initrd` as argument gets /boot/stock.kernel and /boot/stock.initrd too.
 set -eu
 systemctl disable claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service
 rm -rf /usr/lib/claude-sandbox /etc/systemd/system/claude-sandbox-*.service /var/lib/claude-sandbox \
@@ -17,11 +17,13 @@ done
 systemctl daemon-reload
 systemctl enable ssh.service systemd-networkd.service
 systemctl disable apt-daily.timer apt-daily-upgrade.timer 2> /dev/null || true
-for file in /boot/vmlinuz-*; do
-    update-initramfs -c -k "${file#/boot/vmlinuz-}"
-    cp "$file" /boot/stock.kernel
-    cp "/boot/initrd.img-${file#/boot/vmlinuz-}" /boot/stock.initrd
-done
+if [ "${1:-}" = initrd ]; then
+    for file in /boot/vmlinuz-*; do
+        update-initramfs -c -k "${file#/boot/vmlinuz-}"
+        cp "$file" /boot/stock.kernel
+        cp "/boot/initrd.img-${file#/boot/vmlinuz-}" /boot/stock.initrd
+    done
+fi
 cloud-init clean --logs
 rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /etc/netplan/50-cloud-init.yaml
 : > /etc/machine-id

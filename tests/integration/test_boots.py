@@ -1,0 +1,206 @@
+"""Sandboxes coming up, on real VMs: what a boot without cloud-init owes Lima and its user, and what it survives.
+
+After the day of test_a_day.py, with the same person and tools VM. The tests follow each other; real boots are
+numbered. Two are slow: cloud-init does them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from machine import Person, with_pid, words_of
+
+from _claude_sandbox import qcow2
+
+pytestmark = pytest.mark.vm
+SIZE = ("--cpus", "2", "--memory", "2GiB")
+ONE, TWO, THREE = ("claude-sandbox-boots-one", "claude-sandbox-boots-two", "claude-sandbox-boots-three")
+
+
+@pytest.fixture(scope="module")
+def one(user: Person) -> Path:
+    return user.project("work", "boots-one", files={"hello.txt": "one\n"})
+
+
+@pytest.fixture(scope="module")
+def two(user: Person) -> Path:
+    return user.project("work", "boots-two", files={"hello.txt": "two\n"})
+
+
+@pytest.fixture(scope="module")
+def three(user: Person) -> Path:
+    return user.project("work", "boots-three", files={"hello.txt": "three\n"})
+
+
+def guest(user: Person, project: Path, script: str, code: int | None = 0) -> str:
+    """What a shell script in the project's sandbox prints."""
+    return user.cs("shell", "--", "sh", "-c", script, cwd=project, code=code).out.strip()
+
+
+def way(user: Person, project: Path) -> str:
+    """How this boot was set up: `fast`, or cloud-init and why."""
+    return guest(user, project, "cat /run/claude-sandbox/boot")
+
+
+def identity(user: Person, project: Path) -> list[str]:
+    """What no two machines share: machine-id, ssh host key, host name."""
+    lines = guest(
+        user, project, "cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub; hostname"
+    )
+    assert len(lines.split()) == 3, lines
+    return lines.split()
+
+
+def test_two_clones_boot_at_once(user: Person, one: Path, two: Path) -> None:
+    """Boots 1 and 2. Each is a machine of its own."""
+    argv = user.argv([str(user.checkout / "claude-sandbox"), "create", *SIZE])
+    running = [
+        subprocess.Popen(argv, cwd=project, env=user.env(), stdin=subprocess.DEVNULL,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for project in (one, two)
+    ]  # fmt: skip
+    for process in running:
+        _, err = process.communicate(timeout=900)
+        assert process.returncode == 0, err
+    assert user.vms() == {ONE: "Running", TWO: "Running"}
+    assert way(user, one) == way(user, two) == "fast"
+    assert not set(identity(user, one)) & set(identity(user, two))
+    for name in (ONE, TWO):
+        own = sum(f.stat().st_blocks * 512 for f in user.instance(name).iterdir() if f.stat().st_nlink == 1)
+        assert own < 50 << 20, f"{name} takes {own >> 20} MiB of disk"
+    user.cs("stop", cwd=two)
+
+
+def test_it_is_a_whole_machine(user: Person, one: Path) -> None:
+    """What Lima and systemd promise a session, with an init of our own."""
+    out = guest(
+        user, one,
+        "systemctl --failed --plain --no-legend; test -d /run/user/$(id -u) && test -O /run/user/$(id -u) && echo runtime;"
+        "loginctl --no-legend list-sessions | grep -q . && echo session; sudo -n true && echo sudo;"
+        "getent hosts $(hostname) > /dev/null && echo named; systemctl is-active lima-guestagent;"
+        "getent hosts host.lima.internal | cut -d' ' -f1; test $(stat -c %a /tmp) = 1777 && echo tmp",
+    )  # fmt: skip
+    assert out.split() == ["runtime", "session", "sudo", "named", "active", "192.168.5.2", "tmp"]
+    drift = abs(float(guest(user, one, "date +%s.%N")) - time.time())
+    assert drift < 30, f"the guest's clock is {drift:.0f} s off"
+    before = identity(user, one)
+    begun = time.monotonic()
+    user.cs("stop", cwd=one)
+    assert time.monotonic() - begun < 60  # the power button, not Lima's three minutes
+    user.cs("start", cwd=one)  # boot 3
+    assert way(user, one) == "fast" and identity(user, one) == before
+
+
+def test_mounts_and_disk_follow_the_configuration(user: Person, one: Path) -> None:
+    """Boot 4: mounts added later, one of them read-only inside the project, and a larger disk."""
+    inner, other = one / "vendor", user.project("work", "shared", files={"there.txt": "there\n"})
+    inner.mkdir()
+    (inner / "kept.txt").write_text("kept\n")
+    user.own(one)
+    user.cs("restart", "--mount", f"{inner}:ro", "--mount", str(other), "--disk", "12GiB", cwd=one)
+    assert way(user, one) == "fast"
+    assert guest(
+        user, one, f"cat {other}/there.txt vendor/kept.txt; touch vendor/x 2> /dev/null || echo refused"
+    ) == ("there\nkept\nrefused")
+    guest(user, one, f"echo back > {other}/back.txt")
+    assert (other / "back.txt").read_text() == "back\n" and not (inner / "x").exists()
+    size = int(guest(user, one, "df --output=size -B1 / | tail -n 1"))
+    assert size > 11 << 30
+
+
+def test_a_power_cut_at_any_time(user: Person, one: Path) -> None:
+    """Boots 5 to 7: QEMU dies when all is up, early in a boot, and late in one; the next start works."""
+    guest(user, one, "echo synced > ~/kept; sync")
+    power_cut(user, ONE)
+    directory = user.instance(ONE)
+
+    def said(words: str) -> Callable[[], bool]:
+        return lambda: words in (directory / "serial.log").read_text(errors="replace")
+
+    for words in ("Mounting", "Set up this sandbox"):
+        (directory / "serial.log").unlink(missing_ok=True)
+        start = subprocess.Popen(
+            user.argv([str(user.checkout / "claude-sandbox"), "start"]), cwd=one, env=user.env(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        moment = said(words) if words != "Mounting" else (directory / "qemu.pid").exists
+        wait_for(lambda moment=moment: (directory / "qemu.pid").exists() and moment(), 120)  # type: ignore[misc]
+        if words == "Mounting":
+            time.sleep(4)  # the kernel is at work, the disk perhaps mounted
+        power_cut(user, ONE)
+        _, err = start.communicate(timeout=300)
+        assert start.returncode == 1 and "Error" in err and "Traceback" not in err, err
+    user.cs("start", cwd=one)
+    assert way(user, one) == "fast"
+    assert guest(user, one, "cat ~/kept; systemctl --failed --plain --no-legend") == "synced"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def power_cut(user: Person, name: str) -> None:
+    """QEMU of this VM ends without a word, by its process id."""
+    pid = int((user.instance(name) / "qemu.pid").read_text())
+    assert str(user.instance(name)) in words_of(pid)
+    with_pid(pid)
+    wait_for(lambda: not words_of(pid), 30)
+
+
+def test_a_sandbox_as_base(user: Person, one: Path, three: Path) -> None:
+    """Boot 8: a clone of a clone; it shares the disks below and is a machine of its own."""
+    guest(user, one, "echo from-the-base > ~/base.txt")
+    first = identity(user, one)
+    user.cs("stop", cwd=one)
+    user.cs("create", "-c", ONE, cwd=three)
+    assert guest(user, three, "cat ~/base.txt ~/kept hello.txt") == "from-the-base\nsynced\nthree"
+    assert way(user, three) == "fast" and not set(first) & set(identity(user, three))
+    chains = [qcow2.chain(user.instance(name) / "disk") for name in (ONE, THREE, "tools-vm")]
+    assert all(len(chain) <= 4 for chain in chains)
+    assert len({chain[-1] for chain in chains}) == 1
+
+
+def test_a_cidata_of_an_unknown_kind(user: Person, three: Path) -> None:
+    """Boot 9, slow: our init meets what it does not know, hands over to cloud-init and says so."""
+    guest(
+        user,
+        three,
+        "sudo sed -i 's/ resolv_conf | bootcmd/ another_key | bootcmd/' /usr/lib/claude-sandbox/cidata.sh",
+    )
+    user.cs("restart", cwd=three)
+    assert way(user, three) == "cloud-init: user-data: resolv_conf"
+    assert guest(user, three, "cat hello.txt; sudo -n true && cat ~/base.txt") == "three\nfrom-the-base"
+
+
+def test_an_image_without_our_init(user: Person, one: Path, three: Path) -> None:
+    """Boot 10, slow: all of ours is taken out, as in a base that somebody else made."""
+    stock = (user.checkout / "bench" / "stock.sh").read_text()
+    user.cs("shell", "--", "sudo", "sh", "-s", cwd=three, input=stock)
+    user.cs("restart", cwd=three)
+    assert guest(user, three, "test -e /usr/lib/claude-sandbox || cloud-init status") == "status: done"
+    assert guest(user, three, "cat hello.txt ~/kept") == "three\nsynced"
+    for project in (one, three):
+        user.cs("delete", "-y", cwd=project)
+
+
+def test_the_tools_vm_is_rebuilt_under_a_sandbox(user: Person, two: Path) -> None:
+    """Boots 11 to 13: what stands on the old disk runs on, and starts again; the old disk goes with it."""
+    user.cs("start", cwd=two)
+    old = qcow2.chain(user.instance(TWO) / "disk")[1]
+    user.cs("rebuild-tools-vm", "--from-packages", "--only", "claude,git,python3,node", *SIZE, "--disk", "8GiB",
+            timeout=2400)  # fmt: skip
+    assert qcow2.chain(user.instance("tools-vm") / "disk")[1] != old
+    assert guest(user, two, "cat hello.txt; command -v node || echo old") == "two\nold"
+    user.cs("restart", cwd=two)
+    assert guest(user, two, "cat hello.txt") == "two"
+    assert str(old) not in user.cs("prune", "--cache", "--dry-run").out
+    user.cs("delete", "-y", cwd=two)
+    assert str(old) in user.cs("prune", "--cache", "--dry-run").out
+    assert user.vms() == {}  # freed it is in tests/blackbox/test_disks.py: here images would go with it
