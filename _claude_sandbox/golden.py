@@ -225,10 +225,13 @@ def _look_at(directory: Path, label: str, seen: Seen) -> None:
 
 
 def survey(lima_home: Path) -> list[Golden]:
-    """All golden files with their users, largest first. Raises DiskError when a VM cannot be looked at."""
-    files = _files()
-    if not files:
+    """All golden files with their users, largest first; one that is missing has size 0.
+
+    Raises DiskError when a VM cannot be looked at.
+    """
+    if not paths.golden_dir().is_dir():
         return []
+    files = _files()
     seen = look(homes_of(files, lima_home), lima_home)
     if seen.unreadable:
         raise DiskError(
@@ -237,11 +240,11 @@ def survey(lima_home: Path) -> list[Golden]:
             resolution="Mend or remove that VM.",
         )
     found = []
-    for file in files:
+    for file in {*files, *(paths.golden_dir() / name for name in seen.users)}:
         users = tuple(sorted(seen.users.get(file.name, set())))
         gone = tuple(sorted(homes_of([file], lima_home) & seen.gone))
-        with contextlib.suppress(FileNotFoundError):
-            found.append(Golden(file, file.stat().st_blocks * 512, users, gone))
+        size = file.stat().st_blocks * 512 if file.exists() else 0
+        found.append(Golden(file, size, users, gone))
     return sorted(found, key=lambda golden: (-golden.size, golden.path))
 
 

@@ -118,6 +118,8 @@ def test_a_spoilt_golden_file_is_a_clear_error(made: Box, spoil: str) -> None:
     else:
         file.chmod(0o600)
         os.truncate(file, 10)
+    row = next(line for line in made.run("doctor").out.splitlines() if file.stem[:12] in line)
+    assert row.startswith("✗") and "claude-sandbox-app, claude-sandbox-two, tools-vm" in row
     for verb in (("start",), ("shell", "--", "true"), ("create", "-d", str(made.project("three")))):
         made.forget_calls()
         ended = made.run(*verb)
