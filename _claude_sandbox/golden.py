@@ -34,6 +34,7 @@ MODE = 0o400  # a base made from a sandbox may hold its login
 DISK = "disk"  # Lima's name for a VM's disk (pkg/limatype/filenames)
 # The overlay that takes the disk's place, then what it took the place of. Lima neither copies nor keeps *.tmp.
 ASIDE = "disk.claude-sandbox.tmp"
+FULL = "disk.full.tmp"  # a disk that is being made self-contained
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ def check(lima_home: Path, directory: Path) -> None:
             with store_lock():
                 file.chmod(MODE)
                 write_record(file, lima_home, file.stat())
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a killed `--full-clone` left in a VM that is about to start. That VM's lock is held."""
+    (directory / FULL).unlink(missing_ok=True)
 
 
 def _known(file: Path, lima_home: Path) -> bool:
@@ -303,7 +309,7 @@ def sweep(lima_home: Path) -> None:
 
 
 def _half_made(file: Path) -> bool:
-    """A file on its way into the store, `.KIND.PID`, whose process is gone."""
+    """A file on its way into the store, `.KIND….PID`, whose process is gone."""
     if not file.name.startswith("."):
         return False
     _, _, pid = file.name.rpartition(".")
