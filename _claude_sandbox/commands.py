@@ -91,12 +91,12 @@ class Call:
         )
 
     def _start_env(self) -> dict[str, str | None]:
-        from _claude_sandbox import accel
+        from _claude_sandbox import accel, ssh_wait
 
         found = accel.detect(LocalRunner())
         if found.note:
             self.progress.note(found.note)
-        return dict(found.start_env)
+        return {**found.start_env, **ssh_wait.environment(paths.runtime_dir())}
 
     @cached_property
     def ready(self) -> context.Context:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import host_packages, image_root, paths, qemu
+from _claude_sandbox import host_packages, image_root, kernel, paths, qemu
 from _claude_sandbox.errors import CreateError
 from _claude_sandbox.files import lock
 from _claude_sandbox.image_recipe import GIB, SETUP, Arch, Recipe
@@ -179,6 +179,7 @@ def _pack(
             raise _failed(command.argv[0] if command.argv[0] != "mmdebstrap" else "mke2fs", result, logfile)
     for name in ("kernel", "initrd"):
         shutil.copyfile(root / "boot" / f"claude-sandbox.{name}", staging / name)
+    kernel.unpack(staging / "kernel")
     for file in staging.iterdir():
         file.chmod(0o444)
     staging.chmod(0o755)

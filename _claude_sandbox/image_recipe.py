@@ -20,11 +20,12 @@ from _claude_sandbox.tools import Tool, apt_packages
 
 GIB = 1 << 30
 SETUP = "usr/local/lib/claude-sandbox/image.sh"  # our script for the image's root, in it
+_BESIDE = ("provision/lean.sh", "provision/initrd.sh", "initrd/init")  # what that script uses
 # What Lima and cloud-init need of a guest (facts/lima.md §10), and what every shell misses else.
 BASE_PACKAGES = (
     "systemd-sysv", "dbus", "libpam-systemd", "udev", "kmod", "cloud-init", "openssh-server", "sudo",
     "iproute2", "iptables", "rsync", "ca-certificates", "curl", "procps", "less", "tzdata", "netbase", "zstd",
-    "initramfs-tools", "python3",
+    "initramfs-tools", "cpio", "xz-utils", "python3",
 )  # fmt: skip
 _FULL_PACKAGES = (
     "systemd-zram-generator",
@@ -32,7 +33,6 @@ _FULL_PACKAGES = (
     "openssh-client",
     "iputils-ping",
     "file",
-    "xz-utils",
 )
 
 
@@ -92,7 +92,7 @@ class Recipe:
     @property
     def key(self) -> str:
         what = {
-            "version": 1,
+            "version": 2,
             "packages": self.packages,
             "tools": sorted(self.names),
             "pins": dict(sorted(self.pins.items())),
@@ -138,7 +138,9 @@ def guest_files() -> dict[str, bytes]:
     """Our files for the image's root, by path: those of every tools VM and those of an image."""
     top = resources.files("_claude_sandbox") / "guest"
     found = dict(walk(top / "files")) | dict(walk(top / "image"))
-    found[SETUP] = (top / "provision" / "image.sh").read_bytes()
+    for name in ("provision/image.sh", *_BESIDE):
+        beside = SETUP.rpartition("/")[0] + "/" + name.rpartition("/")[2]
+        found[beside] = (top / name).read_bytes()
     return found
 
 

@@ -72,7 +72,7 @@ def build(base: Mapping[str, Any], meant: Meant, provision: Sequence[Document] =
     if meant.ca_files:
         document["caCerts"] = {"files": list(meant.ca_files)}
     document.setdefault("containerd", {"system": False, "user": False})
-    document["provision"] = [*(document.get("provision") or []), *provision]
+    document["provision"] = [*_scripts(document, meant), *provision]
     for key, size in (("memory", meant.memory), ("disk", meant.disk)):
         if size is not None:
             document[key] = format_size(size)
@@ -129,6 +129,14 @@ def shares_of(document: Mapping[str, Any]) -> tuple[Share, ...]:
 
 def _plain(text: str) -> str:
     return text.removeprefix(_USE_MARK).replace('{{"{{"}}', "{{")
+
+
+def _scripts(document: Mapping[str, Any], meant: Meant) -> list[Document]:
+    """The base's scripts. With mounts, which use the mark, not the one that uses it in the tools VM:
+    Lima's boot.sh would run for it alone, at each boot."""
+    mark = f"PARAM_{vm.MARK_PARAM}"
+    scripts = document.get("provision") or []
+    return [s for s in scripts if not (meant.shares and mark in str(s.get("script", "")))]
 
 
 def _used_param(document: Mapping[str, Any]) -> Document:

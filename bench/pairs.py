@@ -89,7 +89,9 @@ class Plain:
         self.home = paths.lima_home()
         self.prefix = identity.limactl_prefix(runner)
         self.limactl = host.find_limactl(runner).path
-        self.start_env = {k: v for k, v in accel.detect(runner).start_env.items() if v is not None}
+        found = accel.detect(runner)
+        self.accelerator = found.kind
+        self.start_env = {k: v for k, v in found.start_env.items() if v is not None}
 
     def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         call([*self.prefix, self.limactl, *arguments], {"LIMA_HOME": str(self.home), **(env or {})})

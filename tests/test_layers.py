@@ -21,8 +21,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 1 the host: where things live, processes, files
     ("paths", "run", "files", "progress"),
     # 2 values, and single tools of the host
-    ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "npm", "qcow2", "qemu", "swap", "tmux",
-     "tools", "terminal", "bootstrap"),
+    ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
+     "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run"),

@@ -15,4 +15,14 @@ if command -v docker > /dev/null; then
     systemctl enable docker.socket > /dev/null
 fi
 journalctl --rotate --vacuum-time=1s > /dev/null 2>&1 || true
+# From here on our own init sets up each boot; cloud-init would find its network from Lima's cidata again.
+rm -f /etc/netplan/50-cloud-init.yaml
+if ! systemctl is-enabled --quiet claude-sandbox-init.service; then
+    # An image that brings its own boot: only cloud-init's part of it is replaced.
+    systemctl enable claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service
+    mkdir -p /etc/systemd/system-generators
+    ln -sfn /dev/null /etc/systemd/system-generators/cloud-init-generator
+fi
+mkdir -p /var/lib/claude-sandbox
+: > /var/lib/claude-sandbox/whole
 sync

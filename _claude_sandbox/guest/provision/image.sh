@@ -5,6 +5,7 @@
 # claude-sandbox runs every tool in the booted VM afterwards.
 set -u
 tools=" $1 "
+here=${0%/*}
 want() { case "$tools" in *" $1 "*) return 0 ;; esac; return 1; }
 step() { echo "claude-sandbox: $1" >&2; "$@" >&2 || echo "claude-sandbox: $1 FAILED ($?)" >&2; }
 
@@ -35,12 +36,7 @@ kotlin() {
     [ -e /usr/share/kotlin/kotlinc/build.txt ] || echo "${version%%+*}" > /usr/share/kotlin/kotlinc/build.txt
 }
 units() {
-    # Timers would wake up, and work, in every sandbox at once.
-    systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
-        fstrim.timer dpkg-db-backup.timer man-db.timer
-    systemctl enable ssh systemd-networkd
-    # Waits for Lima's network only: `online` would wait for every link.
-    systemctl mask systemd-networkd-wait-online.service
+    sh "$here/lean.sh" || return
     if want docker; then
         systemctl disable docker.service containerd.service
         systemctl enable docker.socket
@@ -69,7 +65,11 @@ rm -f /usr/local/share/ca-certificates/host-*.crt
 update-ca-certificates --fresh > /dev/null
 rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/systemd/random-seed
 : > /etc/machine-id
-# Where the kernel and the initrd are is the same for every version.
+# Where the kernel and the initrd are is the same for every version. Without an initrd there is no image.
 for file in /boot/vmlinuz-*; do cp "$file" /boot/claude-sandbox.kernel; done
-for file in /boot/initrd.img-*; do cp "$file" /boot/claude-sandbox.initrd; done
+for modules in /lib/modules/*; do
+    sh "$here/initrd.sh" "${modules##*/}" "$here" /boot/claude-sandbox.initrd || exit
+done
+rm -f /boot/initrd.img-*
 chmod 644 /boot/claude-sandbox.kernel /boot/claude-sandbox.initrd
+rm -rf "$here"
