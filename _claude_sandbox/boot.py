@@ -80,6 +80,7 @@ def start(
     if not ctx.dry:
         check_effective(ctx, name, document)
         golden.check(ctx.lima.home, ctx.lima.home / name)
+        golden.tidy(ctx.lima.home / name)
     logfile = paths.logs_dir() / f"{name}.log"
     with timings.stage(ctx, f"Starting {name}", kind) as say, force_stop_if_interrupted(ctx, name):
         for last_try in (False, True):

@@ -213,7 +213,8 @@ def _golden_disk(each: golden.Golden) -> Check:
     size = f"{each.size / GIB:.1f} GiB"
     if each.users:
         if problem := golden.problem_of(each.path):
-            return Check(name, False, f"{problem}; needed by {', '.join(each.users)}", str(each.path))
+            remedy = f"Put {each.path} back (from a backup), or make these VMs anew."
+            return Check(name, False, f"{problem}; needed by {', '.join(each.users)}", remedy)
         return Check(name, True, f"{size}, used by {', '.join(each.users)}")
     if each.gone:
         homes = ", ".join(map(str, each.gone))

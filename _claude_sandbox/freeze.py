@@ -20,6 +20,7 @@ import contextlib
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from pathlib import Path
 from _claude_sandbox import golden, paths, qcow2, qemu, swap
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import ClaudeSandboxError, CreateError
-from _claude_sandbox.golden import ASIDE, DISK
+from _claude_sandbox.golden import ASIDE, DISK, FULL
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.qcow2 import DiskError
 from _claude_sandbox.run import Command
@@ -39,7 +40,6 @@ LITTLE = 64 * MIB
 # Files of a chain, the VM's own disk included. Each one more costs every read of a cold block a look-up.
 MOST_FILES = 4
 SPARE = GIB  # bytes that must stay free after a copy
-FULL = "disk.full.tmp"  # a disk that is being made self-contained
 _TIMEOUT = 3600.0  # seconds; hundreds of gigabytes on a slow disk
 _BOOT_FILES = ("kernel", "initrd")
 
@@ -95,7 +95,7 @@ def worth_it(disk: Path) -> bool:
 def _freeze(ctx: Context, directory: Path) -> Path:
     disk, store = directory / DISK, paths.private_dir(paths.golden_dir())
     before = _Look.at(disk)
-    incoming = store / f".incoming.{os.getpid()}"
+    incoming = store / f".incoming.{threading.get_ident()}.{os.getpid()}"
     incoming.unlink(missing_ok=True)
     try:
         _bring(ctx, disk, incoming)

@@ -34,6 +34,7 @@ MODE = 0o400  # a base made from a sandbox may hold its login
 DISK = "disk"  # Lima's name for a VM's disk (pkg/limatype/filenames)
 # The overlay that takes the disk's place, then what it took the place of. Lima neither copies nor keeps *.tmp.
 ASIDE = "disk.claude-sandbox.tmp"
+FULL = "disk.full.tmp"  # a disk that is being made self-contained
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ def check(lima_home: Path, directory: Path) -> None:
             with store_lock():
                 file.chmod(MODE)
                 write_record(file, lima_home, file.stat())
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a killed `--full-clone` left in a VM that is about to start. That VM's lock is held."""
+    (directory / FULL).unlink(missing_ok=True)
 
 
 def _known(file: Path, lima_home: Path) -> bool:
@@ -225,10 +231,13 @@ def _look_at(directory: Path, label: str, seen: Seen) -> None:
 
 
 def survey(lima_home: Path) -> list[Golden]:
-    """All golden files with their users, largest first. Raises DiskError when a VM cannot be looked at."""
-    files = _files()
-    if not files:
+    """All golden files with their users, largest first; one that is missing has size 0.
+
+    Raises DiskError when a VM cannot be looked at.
+    """
+    if not paths.golden_dir().is_dir():
         return []
+    files = _files()
     seen = look(homes_of(files, lima_home), lima_home)
     if seen.unreadable:
         raise DiskError(
@@ -237,11 +246,11 @@ def survey(lima_home: Path) -> list[Golden]:
             resolution="Mend or remove that VM.",
         )
     found = []
-    for file in files:
+    for file in {*files, *(paths.golden_dir() / name for name in seen.users)}:
         users = tuple(sorted(seen.users.get(file.name, set())))
         gone = tuple(sorted(homes_of([file], lima_home) & seen.gone))
-        with contextlib.suppress(FileNotFoundError):
-            found.append(Golden(file, file.stat().st_blocks * 512, users, gone))
+        size = file.stat().st_blocks * 512 if file.exists() else 0
+        found.append(Golden(file, size, users, gone))
     return sorted(found, key=lambda golden: (-golden.size, golden.path))
 
 
@@ -300,7 +309,7 @@ def sweep(lima_home: Path) -> None:
 
 
 def _half_made(file: Path) -> bool:
-    """A file on its way into the store, `.KIND.PID`, whose process is gone."""
+    """A file on its way into the store, `.KIND….PID`, whose process is gone."""
     if not file.name.startswith("."):
         return False
     _, _, pid = file.name.rpartition(".")

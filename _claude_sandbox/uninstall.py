@@ -65,7 +65,7 @@ def _free_disks(call: Call) -> list[golden.Golden]:
     """Free the golden disks that nothing uses any more; returns those that a foreign VM stands on."""
     try:
         golden.free(paths.lima_home())
-        return golden.survey(paths.lima_home())
+        return [each for each in golden.survey(paths.lima_home()) if each.path.exists()]
     except ClaudeSandboxError as error:
         raise ClaudeSandboxError(
             f"{paths.golden_dir()} was left alone, and with it our directories: {error.brief}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import fakedisk
@@ -77,6 +78,21 @@ def test_full_clone(made: Box) -> None:
     assert made.run("restart").code == 0
 
 
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+def test_a_full_clone_of_an_existing_sandbox_killed(made: Box, moment: str) -> None:
+    made.run("stop")
+    made.mend()
+    made.fault("qemu-img.1", argv="convert", kill_parent=moment)
+    assert made.run("start", "--full-clone").code == -9
+    made.mend()
+    time.sleep(0.5)  # the fake goes on when its caller was killed
+    assert fakedisk.content(disk(made)) == b"base;"
+    assert made.run("start").code == 0
+    assert fakedisk.backing(disk(made)) and not list(made.lima_home.glob("*/*.tmp"))
+    assert made.run("restart", "--full-clone").code == 0
+    assert not fakedisk.backing(disk(made)) and not list(made.lima_home.glob("*/*.tmp"))
+
+
 def test_a_full_clone_freezes_nothing(ready: Box) -> None:
     assert ready.run("create", "--full-clone").code == 0
     assert golden(ready) == [] and ready.calls("qemu-img") == []
@@ -118,6 +134,8 @@ def test_a_spoilt_golden_file_is_a_clear_error(made: Box, spoil: str) -> None:
     else:
         file.chmod(0o600)
         os.truncate(file, 10)
+    row = next(line for line in made.run("doctor").out.splitlines() if file.stem[:12] in line)
+    assert row.startswith("✗") and "claude-sandbox-app, claude-sandbox-two, tools-vm" in row
     for verb in (("start",), ("shell", "--", "true"), ("create", "-d", str(made.project("three")))):
         made.forget_calls()
         ended = made.run(*verb)

@@ -495,4 +495,4 @@ def test_a_full_copy_that_fails_leaves_the_linked_disk(linux: Context, recorder:
     recorder.on("qemu-img", "convert", then=failed("No space left on device"))
     with pytest.raises(ClaudeSandboxError, match="qemu-img failed"):
         freeze.make_full(linux, tools.dir)
-    assert freeze.is_linked(tools.dir) and not (tools.dir / freeze.FULL).exists()
+    assert freeze.is_linked(tools.dir) and not (tools.dir / golden.FULL).exists()
