@@ -22,7 +22,8 @@ CLAUDE_DATE = "claude-sandbox.claude"  # in the instance directory: when its cla
 OLD_DAYS = 30
 INSTALL_TIMEOUT = 1800.0  # seconds, for downloads in a slow guest
 
-# Makes the parents of mount points passable for the guest's user and proves that every mount is there.
+# Makes the parents of mount points passable for the guest's user and proves that every mount is there. Says
+# why our init left this boot to cloud-init, if it did (guest/files/usr/lib/claude-sandbox/handover).
 _MOUNTS = """
 parents=$1; shift
 for d in $parents; do [ -x "$d" ] || sudo chmod a+x "$d" || exit 1; done
@@ -33,6 +34,7 @@ for point; do
     sleep 0.5
   done
 done
+[ ! -f /run/claude-sandbox/handover ] || head -c 300 /run/claude-sandbox/handover
 """
 
 
@@ -52,6 +54,10 @@ def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share]) -> N
             details=result.error_text[:500],
             resolution="`claude-sandbox restart` tries again; "
             f"the guest's console: {instance.dir / 'serial.log'}",
+        )
+    if reason := "".join(c for c in result.text if c.isprintable())[:300]:
+        ctx.progress.note(
+            f"{instance.name} was set up by cloud-init, which takes longer, because of: {reason}"
         )
 
 

@@ -39,11 +39,16 @@ def payload(image: bytes) -> bytes | None:
 
 
 def _decompressed(packed: bytes) -> bytes | None:
+    """None for another packing, and for one that ends too early."""
     try:
         if packed.startswith(b"\xfd7zXZ\0"):
-            return lzma.LZMADecompressor().decompress(packed)
+            xz = lzma.LZMADecompressor()
+            plain = xz.decompress(packed)
+            return plain if xz.eof else None
         if packed.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(packed)
+            gz = zlib.decompressobj(16 + zlib.MAX_WBITS)
+            plain = gz.decompress(packed)
+            return plain if gz.eof else None
     except (lzma.LZMAError, zlib.error):
         return None
     return None

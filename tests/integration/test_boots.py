@@ -174,7 +174,8 @@ def test_a_cidata_of_an_unknown_kind(user: Person, three: Path) -> None:
         three,
         "sudo sed -i 's/ resolv_conf | bootcmd/ another_key | bootcmd/' /usr/lib/claude-sandbox/cidata.sh",
     )
-    user.cs("restart", cwd=three)
+    said = user.cs("restart", cwd=three).err
+    assert "set up by cloud-init" in said and "user-data: resolv_conf" in said
     assert way(user, three) == "cloud-init: user-data: resolv_conf"
     assert guest(user, three, "cat hello.txt; sudo -n true && cat ~/base.txt") == "three\nfrom-the-base"
 

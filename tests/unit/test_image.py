@@ -318,7 +318,8 @@ def test_built_once_and_kept(built: Recorder, tmp_path: Path) -> None:
     assert first.disk.read_text() == "qcow2" and first.disk.stat().st_mode & 0o777 == 0o444
     document = first.document()
     assert document["firmware"] == {"legacyBIOS": True}
-    assert document["images"][0]["kernel"]["cmdline"] == "root=/dev/vda rw console=ttyS0"
+    cmdline = document["images"][0]["kernel"]["cmdline"]
+    assert cmdline == "root=/dev/vda rw console=ttyS0 quiet cryptomgr.notests"
     shutil.rmtree(first.directory)
     image.build(built, plan(), Progress(), log)
     assert made(built) == 2, "rebuilt when it is missing"
