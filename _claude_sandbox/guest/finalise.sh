@@ -3,7 +3,7 @@
 # its siblings goes, and is made anew at the clone's first boot (systemd: machine-id; cloud-init: ssh
 # host keys). Caches go too, every clone would carry them.
 set -eu
-rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/systemd/random-seed
+rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/claude-sandbox/machine
 : > /etc/machine-id
 rm -rf /var/lib/cloud/instance /var/lib/cloud/instances /var/lib/cloud/sem
 rm -rf /root/.cache /home/*/.cache /home/*/.npm

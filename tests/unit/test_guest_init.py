@@ -209,6 +209,34 @@ def test_a_host_key_that_a_power_cut_left_empty_is_made_anew(machine: Machine) -
     assert machine.read("etc/ssh/ssh_host_ed25519_key") == "mine\n"
 
 
+def test_a_copy_of_a_sandbox_is_another_machine(machine: Machine) -> None:
+    machine.write("proc/sys/kernel/random/uuid", "11111111-2222-3333-4444-555555555555\n")
+    machine.write("etc/machine-id", "of-the-base\n")
+    machine.boot()
+    assert machine.read("etc/machine-id") == "of-the-base\n"  # the first boot: systemd made it just now
+    machine.write("etc/ssh/ssh_host_ed25519_key", "of-the-base\n")
+    machine.boot()
+    assert machine.read("etc/ssh/ssh_host_ed25519_key") == "of-the-base\n"
+    mac = machine.read("var/lib/claude-sandbox/machine").strip()
+    machine.change("network-config", mac, "52:55:55:00:00:01")
+    machine.boot()
+    assert machine.read("etc/machine-id") == "11111111222233334444555555555555\n"
+    assert machine.read("etc/ssh/ssh_host_ed25519_key") == "private\n"
+    assert machine.read("var/lib/claude-sandbox/machine") == "52:55:55:00:00:01\n"
+
+
+def test_an_initrd_of_ours_renews_a_copy_before_systemd_starts(machine: Machine) -> None:
+    """It has emptied the three files by now, and systemd has made a new id."""
+    machine.write("etc/machine-id", "new\n")
+    machine.write("etc/ssh/ssh_host_ed25519_key", "")
+    machine.write("etc/ssh/ssh_host_ed25519_key.pub", "old\n")
+    machine.write("var/lib/claude-sandbox/machine", "")
+    machine.boot()
+    assert machine.read("etc/machine-id") == "new\n"
+    assert machine.read("etc/ssh/ssh_host_ed25519_key.pub") == "public\n"
+    assert machine.read("var/lib/claude-sandbox/machine").startswith("52:55:55:")
+
+
 def test_a_grown_disk(machine: Machine) -> None:
     machine.boot()
     assert not (machine.root / "resized").exists()

@@ -122,6 +122,25 @@ make_host_key() {
     ssh-keygen -q -t ed25519 -N '' -C root -f "$key.new" && mv -f "$key.new.pub" "$key.pub" && mv -f "$key.new" "$key"
 }
 
+# own_machine: note whose disk this is, by the network address that Lima gives each VM. The copy of a sandbox
+# gets ids of its own; our initrd has seen to that, before systemd took them, where the image has it.
+own_machine() {
+    file=$ROOT/var/lib/claude-sandbox/machine
+    content "$file"
+    [ "$text" != "$MAC$NEWLINE" ] || return 0
+    if [ -n "$text" ]; then
+        : > "$ROOT/etc/ssh/ssh_host_ed25519_key"
+        make_host_key
+        read -r id < "$ROOT/proc/sys/kernel/random/uuid"
+        new=
+        while case $id in *-*) true ;; *) false ;; esac do
+            new=$new${id%%-*} id=${id#*-}
+        done
+        echo "$new$id" > "$ROOT/etc/machine-id"
+    fi
+    echo "$MAC" > "$file"
+}
+
 # measure POINT -> depth_of (slashes), escaped (as in fstab)
 measure() {
     depth_of=0 rest=$1 escaped=
