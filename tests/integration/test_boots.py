@@ -123,7 +123,7 @@ def test_a_power_cut_at_any_time(user: Person, one: Path) -> None:
             user.argv([str(user.checkout / "claude-sandbox"), "start"]), cwd=one, env=user.env(),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        wait_for(functools.partial(has_worked, user.instance(ONE) / "qemu.pid", cpu_seconds), 120)
+        wait_for(functools.partial(has_worked, user.instance(ONE), cpu_seconds), 120)
         power_cut(user, ONE)
         _, err = start.communicate(timeout=300)
         assert start.returncode == 1 and "Error" in err and "Traceback" not in err, err
@@ -132,13 +132,15 @@ def test_a_power_cut_at_any_time(user: Person, one: Path) -> None:
     assert guest(user, one, "cat ~/kept; systemctl --failed --plain --no-legend") == "synced"
 
 
-def has_worked(pidfile: Path, cpu_seconds: float) -> bool:
-    """Whether this QEMU has used so much of the CPU: how far a boot is, however busy the machine."""
+def has_worked(directory: Path, cpu_seconds: float) -> bool:
+    """Whether this VM's QEMU has used so much of the CPU: how far a boot is, however busy the machine."""
     try:
-        fields = Path(f"/proc/{int(pidfile.read_text())}/stat").read_text().rpartition(")")[2].split()
+        pid = int((directory / "qemu.pid").read_text())
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return False
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") >= cpu_seconds
+    used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used >= cpu_seconds and str(directory) in words_of(pid)  # not the one before, which has died
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
