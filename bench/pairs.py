@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -142,7 +143,7 @@ def shell(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
 
 
 def ssh(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
-    """The same beside ssh through our own master, with the same login shell."""
+    """The same beside ssh through our own master, with the same login shell in the same directory."""
     from _claude_sandbox import paths
     from _claude_sandbox.guest import Guest
     from _claude_sandbox.lima import Instance
@@ -150,7 +151,8 @@ def ssh(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
 
     name = name_of(project)
     guest = Guest(LocalRunner(), Instance(name, "", plain.home / name), paths.runtime_dir())
-    argv = [*guest.ssh(), "-T", guest.instance.ssh_host, "exec bash -lc true"]
+    line = f"cd {shlex.quote(str(project))} && exec bash -lc true"
+    argv = [*guest.ssh(), "-T", guest.instance.ssh_host, line]
     return compare(_true(project), Side("ssh HOST bash -lc true", lambda: call(argv)), pairs, warm_up=3)
 
 
