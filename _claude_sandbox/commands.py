@@ -339,6 +339,8 @@ def _prune_cache(call: Call) -> int:
             print(f"  kept: {disk.path}, which VMs of {gone} used; that is not there now (-f frees it)")
     if doomed:
         call.require(f"Free {'it' if len(doomed) == 1 else 'them'}? What is needed again is made anew.")
+    elif call.chosen.dry_run and not call.chosen.json:
+        print("There is nothing to free.")
     done = doomed if call.chosen.dry_run else cache.free(home, force=force)
     size = values.format_size(sum(each.size for each in done))
     return _show(call, done, f"Freed {size}." if done else "There is nothing to free.")

@@ -166,6 +166,7 @@ def test_disk_full_while_making_a_full_clone(made: Box) -> None:
 def test_prune_cache(made: Box) -> None:
     (file,) = golden(made)
     assert made.run("prune", "--cache").out == "There is nothing to free.\n"
+    assert made.run("prune", "--cache", "--dry-run").out == "There is nothing to free.\n"
     made.run("delete")
     made.limactl("unprotect", "tools-vm")
     made.limactl("delete", "tools-vm")
