@@ -179,8 +179,10 @@ def _stamped(instance: Instance) -> tuple[str, str]:
 
 def project_point(instance: Instance) -> str:
     """Where a running sandbox has its project (the first of its mounts)."""
-    if seen_ready(instance) and _stamped(instance)[1]:
-        return _stamped(instance)[1]
+    with contextlib.suppress(OSError):
+        boot, point = _stamped(instance)
+        if point and boot == boot_id(instance):
+            return point
     return str(template.shares_of(read_document(instance))[0].point)
 
 

@@ -32,6 +32,15 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in `path`; None when it is missing, unreadable or no JSON object."""
     try:

@@ -28,6 +28,7 @@ from pathlib import Path
 from _claude_sandbox import golden, paths, qcow2, qemu, swap
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import ClaudeSandboxError, CreateError
+from _claude_sandbox.files import sync
 from _claude_sandbox.golden import ASIDE, DISK, FULL
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.qcow2 import DiskError
@@ -128,7 +129,7 @@ def _bring(ctx: Context, disk: Path, incoming: Path) -> None:
         except OSError:  # another file system, or one without hard links
             _check_space(incoming.parent, [disk])
             copy_sparse(disk, incoming)
-    _sync(incoming)
+    sync(incoming)
 
 
 def _put(ctx: Context, incoming: Path, target: Path) -> None:
@@ -139,7 +140,7 @@ def _put(ctx: Context, incoming: Path, target: Path) -> None:
     golden.write_record(target, ctx.lima.home, seen, chain_of=incoming)
     if not target.exists():
         os.rename(incoming, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _exchange(ctx: Context, directory: Path, target: Path, before: _Look) -> None:
@@ -151,14 +152,14 @@ def _exchange(ctx: Context, directory: Path, target: Path, before: _Look) -> Non
     if made is None or made != meant:
         raise DiskError(f"qemu-img made another overlay than was asked for: {made}")
     os.chmod(aside, stat.S_IMODE(disk.stat().st_mode) | 0o600)
-    _sync(aside)
+    sync(aside)
     swap.exchange(aside, disk)
     # Lima writes a pid file before it opens the disk: so none now means that nobody opened the old one.
     if any(directory.glob("*.pid")) or _Look.at(aside) != before:
         swap.exchange(aside, disk)
         aside.unlink()
         raise DiskError(f"{directory.name} was started by somebody meanwhile.")
-    _sync(directory)
+    sync(directory)
     aside.unlink()
 
 
@@ -168,14 +169,6 @@ def _qemu_img(ctx: Context, command: Command) -> None:
     result = ctx.runner.run(command, timeout=_TIMEOUT)
     if not result.ok:
         raise DiskError("qemu-img failed.", details=result.error_text[-500:])
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # -- copies --------------------------------------------------------------------------------------
@@ -277,7 +270,7 @@ def make_full(ctx: Context, directory: Path) -> None:
     with ctx.progress.stage(f"Copying the whole disk of {directory.name}"):
         try:
             _qemu_img(ctx, qemu.flatten(disk, full))
-            _sync(full)
+            sync(full)
             os.replace(full, disk)
         finally:
             full.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from _claude_sandbox.errors import HostSetupError
+from _claude_sandbox.files import sync
 
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 1 << 1  # linux/fs.h
@@ -28,9 +29,9 @@ def exchange(one: Path, other: Path) -> None:
     changed then.
     """
     _call(one, other)
-    _sync(one.parent)
+    sync(one.parent)
     if other.parent != one.parent:
-        _sync(other.parent)
+        sync(other.parent)
 
 
 def _call(one: Path, other: Path) -> None:
@@ -50,15 +51,6 @@ def _call(one: Path, other: Path) -> None:
     if number in _UNSUPPORTED:
         raise _unsupported(one)
     raise OSError(number, os.strerror(number), str(one), None, str(other))
-
-
-def _sync(directory: Path) -> None:
-    """Make the new names survive a power cut."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _unsupported(path: Path) -> HostSetupError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from _claude_sandbox import files, paths
 from _claude_sandbox.context import Context
@@ -27,20 +29,27 @@ def stage(ctx: Context, title: str, kind: str) -> Iterator[Callable[[str], None]
 
 def usual(kind: str) -> float | None:
     """Seconds: the median of the last runs here; None before the first."""
-    runs = _runs(kind)
+    runs = _runs(_known(), kind)
     return sorted(runs)[len(runs) // 2] if runs else None
 
 
-def _runs(kind: str) -> list[float]:
-    value = (files.read_json(paths.state_dir() / "timings.json") or {}).get(kind)
+def _file() -> Path:
+    return paths.state_dir() / "timings.json"
+
+
+def _known() -> dict[str, Any]:
+    return files.read_json(_file()) or {}
+
+
+def _runs(known: dict[str, Any], kind: str) -> list[float]:
+    value = known.get(kind)
     runs = value if isinstance(value, list) else []
     return [float(run) for run in runs if isinstance(run, int | float) and run >= 0][-_KEPT:]
 
 
 def _note(kind: str, seconds: float) -> None:
     """Two programs at once may lose one of their notes: no loss."""
-    file = paths.state_dir() / "timings.json"
-    known = files.read_json(file) or {}
-    known[kind] = [*_runs(kind), round(seconds, 1)][-_KEPT:]
+    known = _known()
+    known[kind] = [*_runs(known, kind), round(seconds, 1)][-_KEPT:]
     with contextlib.suppress(OSError):  # a full disk spoils nothing but the estimate
-        files.write_json(file, known)
+        files.write_json(_file(), known)

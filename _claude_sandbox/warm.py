@@ -86,15 +86,20 @@ def _value(kind: str, text: str) -> str:
 
 def _unchanged(note: Note, project: str) -> bool:
     """Whether all is as the note has it, the VM and our connection to it live, and nobody works on it."""
-    info = os.stat(project)
     return (
         note["schema"] == SCHEMA
-        and note["project"] == [project, info.st_dev, info.st_ino, info.st_uid]
+        and note["project"] == _identity(project)
         and all(seen(path) == was for path, was in note["watch"].items())
         and all(_lives(pid) for pid in note["pids"])
         and _free(note["lock"])
         and _listens(note["control"])
     )
+
+
+def _identity(project: str) -> list[Any]:
+    """Which directory it is, and whose (for root: who Lima runs as)."""
+    info = os.stat(project)
+    return [project, info.st_dev, info.st_ino, info.st_uid]
 
 
 def seen(path: str) -> list[Any] | None:
@@ -194,7 +199,6 @@ def save(
     if len(notes) >= _MOST_NOTES:
         for old in notes:
             old.unlink(missing_ok=True)
-    info = os.stat(project)
-    identity = [project, info.st_dev, info.st_ino, info.st_uid]
+    identity = _identity(project)
     note = {"schema": SCHEMA, "project": identity, "watch": looked, "lock": lock, "env": env, **session}
     write_atomic(file, marshal.dumps(note))
