@@ -19,10 +19,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
     ("errors", "remote", "runtime"),
     # 1 the host: where things live, processes, files
-    ("paths", "run", "files", "progress"),
+    ("paths", "run", "files", "progress", "hookevent"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
-     "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap"),
+     "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap", "attention", "daemon"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run"),
