@@ -25,21 +25,20 @@ LEVELS: tuple[tuple[str, ...], ...] = (
      "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
-     "first_run", "board", "hooks", "hookintake", "hookcontrol"),
+     "first_run", "board", "hookintake", "hookcontrol"),
     ("registration", "eventlog"),
-    ("guest", "host", "options", "login", "settings", "image_recipe", "reference"),
-    ("context", "cache", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
+    ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
+    ("context", "cache", "eventfeed", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
     ("timings",),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image"),
     ("first_boot", "tools_document"),
     # 4 where steps are ordered
     ("create", "launch", "hookboxes"),
     ("change", "tools_vm", "hookserver"),
-    ("servers",),
-    ("sandbox",),
+    ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
-    ("setup_host", "settings_verbs", "uninstall"),
+    ("setup_host", "settings_verbs", "uninstall", "hook_verbs"),
     ("commands",),
     ("cli",),
 )  # fmt: skip
