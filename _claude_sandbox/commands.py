@@ -320,8 +320,11 @@ def _prune(call: Call) -> int:
         if not call.chosen.json:
             print(f"{_count(len(doomed))} to delete:\n{names}")
         call.require(f"Delete {'it' if len(doomed) == 1 else 'them'} with Claude's conversations?")
+    nothing = "There is nothing to delete."
+    if not doomed and call.chosen.dry_run and not call.chosen.json:
+        print(nothing)
     done = sandbox.prune(call.ctx, doomed)
-    return _show(call, done, f"Deleted {_count(len(done))}.")
+    return _show(call, done, f"Deleted {_count(len(done))}." if doomed else nothing)
 
 
 def _prune_cache(call: Call) -> int:
