@@ -207,6 +207,8 @@ def _build_tools(call: Call, name: str, only: Sequence[str], from_packages: bool
         start_env=ctx.start_env(),
         runtime=paths.runtime_dir(),
         progress=ctx.progress,
+        proxy=call.config.proxy,
+        ca_files=create.host_ca_files(call.config),
     )
     if not report.ok:
         print(render.marks(report.tools), file=sys.stderr)

@@ -7,6 +7,12 @@ rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/systemd/random-seed 
 : > /etc/machine-id
 rm -rf /var/lib/cloud/instance /var/lib/cloud/instances /var/lib/cloud/sem
 rm -rf /root/.cache /home/*/.cache /home/*/.npm
+# The host's CAs were for the build; sandboxes get them with `ca: host` only.
+for file in /usr/local/share/ca-certificates/cloud-init-ca-cert-*.crt; do
+    [ -e "$file" ] || continue
+    rm -f "$file"
+    update-ca-certificates --fresh > /dev/null
+done
 apt-get clean
 rm -rf /var/lib/apt/lists/*
 if command -v docker > /dev/null; then
