@@ -14,7 +14,7 @@ if [ -n "$cas" ]; then
     # shellcheck disable=SC2086  # cloud-init's own names
     rm -f $cas
     sed -i '/^cloud-init-ca-certs\.crt$/d' /etc/ca-certificates.conf
-    update-ca-certificates --fresh > /dev/null
+    update-ca-certificates > /dev/null
 fi
 apt-get clean
 rm -rf /var/lib/apt/lists/*

@@ -38,7 +38,11 @@ rust() {
         --default-toolchain "$PARAM_rust" --component clippy,rustfmt,rust-src,rust-analyzer
 }
 
-gopls() { GOBIN="$HOME/go/bin" /usr/local/go/bin/go install "golang.org/x/tools/gopls@v$PARAM_gopls"; }
+gopls() {
+    # Its sources are not for every clone.
+    GOPATH="$work/go" GOFLAGS=-modcacherw GOBIN="$HOME/go/bin" \
+        /usr/local/go/bin/go install "golang.org/x/tools/gopls@v$PARAM_gopls"
+}
 
 uv() { fetch "https://astral.sh/uv/$PARAM_uv/install.sh" | env UV_NO_MODIFY_PATH=1 sh; }
 
