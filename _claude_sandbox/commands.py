@@ -207,6 +207,8 @@ def _build_tools(call: Call, name: str, only: Sequence[str], from_packages: bool
         start_env=ctx.start_env(),
         runtime=paths.runtime_dir(),
         progress=ctx.progress,
+        proxy=call.config.proxy,
+        ca_files=create.host_ca_files(call.config),
     )
     if not report.ok:
         print(render.marks(report.tools), file=sys.stderr)
@@ -334,8 +336,11 @@ def _prune(call: Call) -> int:
             print(f"{_count(len(doomed))} to delete:\n{names}")
         busy = _busy_words([each.name for each in doomed])
         call.require(f"{busy}Delete {'it' if len(doomed) == 1 else 'them'} with Claude's conversations?")
+    nothing = "There is nothing to delete."
+    if not doomed and call.chosen.dry_run and not call.chosen.json:
+        print(nothing)
     done = sandbox.prune(call.ctx, doomed)
-    return _show(call, done, f"Deleted {_count(len(done))}.")
+    return _show(call, done, f"Deleted {_count(len(done))}." if doomed else nothing)
 
 
 def _prune_cache(call: Call) -> int:

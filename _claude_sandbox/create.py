@@ -64,7 +64,7 @@ def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
     shares = shares_for(ctx, config)
     boot.check_ports(config.ports)
     foreign = base is None or base.mark is None
-    ca_files = _ca_files(config)
+    ca_files = host_ca_files(config)
     with names_lock():
         _sweep(ctx, config.project)
         name = free_name(ctx, config.project)
@@ -228,7 +228,7 @@ def default_memory() -> int:
     return max(1, min(16, int(psutil.virtual_memory().total // 2 // GIB))) * GIB
 
 
-def _ca_files(config: Config) -> tuple[str, ...]:
+def host_ca_files(config: Config) -> tuple[str, ...]:
     """The host's CA bundle, when the user asked for it (spec 3.5)."""
     if not config.ca:
         return ()

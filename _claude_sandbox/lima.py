@@ -130,7 +130,16 @@ class Lima:
         """A template (file or `template:` name) with its bases merged in, as a YAML document."""
         import yaml
 
-        result = self._ask("template", "copy", "--embed-all", locator, "-", timeout=120)
+        result = self._ask("template", "copy", "--embed-all", locator, "-", codes=(0, 1), timeout=120)
+        # level=fatal msg="template `default.yaml` not found"
+        if result.returncode == 1 and re.search(r"template .* not found", result.error_text):
+            raise LimaError(
+                f"This Lima has no {locator}.",
+                details="A Lima that was built with Go brings no templates.",
+                resolution="Build the tools VM (`claude-sandbox rebuild-tools-vm`), or give a file: `-t FILE.yaml`.",
+            )
+        if result.returncode == 1:
+            raise self._failed("template", result)
         try:
             document = yaml.safe_load(result.text)
         except yaml.YAMLError as error:

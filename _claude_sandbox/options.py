@@ -104,7 +104,8 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
             ("--cache",),
             {
                 "action": "store_true",
-                "help": "no sandbox: free what nothing uses and what can be made anew (disks, images)",
+                "help": "no sandbox: free what nothing uses and what can be made anew (disks, images); "
+                "-f: also disks of a LIMA_HOME that is not there",
             },
         ),
     ),
@@ -129,6 +130,10 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
     "help": ((("verb",), {"nargs": "?", "default": "", "metavar": "VERB", "help": "which verb"}),),
     "_session": ((("file",), {"help": argparse.SUPPRESS}),),
 }
+
+
+# The settings that matter to a verb, where it is not all of them; the others are accepted.
+_SHOWN = {"rebuild-tools-vm": ("cpus", "memory", "disk"), "status": ("clone-from", "template")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,7 +171,8 @@ def parser_of(verb: Verb) -> argparse.ArgumentParser:
         group = parser.add_argument_group("settings")
         for row in SETTINGS:
             if row.flags:
-                group.add_argument(*row.flags, **_setting_arguments(row))  # type: ignore[arg-type]
+                shown = {} if row.key in _SHOWN.get(verb.name, (row.key,)) else {"help": argparse.SUPPRESS}
+                group.add_argument(*row.flags, **{**_setting_arguments(row), **shown})  # type: ignore[arg-type]
     common = parser.add_argument_group("common options")
     own = {flag for flags, _ in _OWN.get(verb.name, ()) for flag in flags}
     for flags, keywords in _COMMON:  # `events -f` follows; its --force stays long

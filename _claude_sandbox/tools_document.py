@@ -72,8 +72,9 @@ def from_cloud(document: Mapping[str, Any], tools: Sequence[Tool], meant: templa
 
 
 def final(built: Mapping[str, Any], mark: str) -> Document:
-    """What the finished VM keeps: no script that installs, no version that a script would use."""
-    return {**built, "param": {"csMark": mark}, "provision": [_mark_script()]}
+    """What the finished VM keeps: no script that installs, no version, proxy or CA that a script would use."""
+    kept = {key: value for key, value in built.items() if key != "caCerts"}
+    return {**kept, "param": {"csMark": mark}, "provision": [_mark_script()], "propagateProxyEnv": False}
 
 
 def _complete(

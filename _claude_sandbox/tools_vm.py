@@ -19,7 +19,7 @@ import shutil
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _claude_sandbox import (
@@ -62,6 +62,7 @@ BUILD_TIMEOUT = 2 * 3600.0  # seconds; the Ubuntu mode downloads its tools while
 SWAP_NOTE = "claude-sandbox.swap"
 REACH_TIMEOUT = 10.0  # seconds to find out whether the image host answers
 CONSOLE_KEPT = 200_000  # bytes of the guest's console that a failed build's log keeps
+PROVISIONING_LOG = "/var/log/cloud-init-output.log"  # in the guest: what Lima's boot.sh and its scripts print
 # Made anew at each start, and dead weight in every clone until then.
 _PASSING = ("cidata.iso", "cloud-config.yaml", "ssh.config", boot.STAMP)
 
@@ -114,11 +115,14 @@ def rebuild(
     start_env: Mapping[str, str | None],
     runtime: Path,
     progress: Progress,
+    proxy: bool = False,
+    ca_files: tuple[str, ...] = (),
 ) -> BuildReport:
     """Build the tools VM `name` anew and put it in the place of the old one.
 
-    `from_packages` None: found out by asking the image host. A report that is not ok means that the
-    old one still stands. Raises SandboxExistsError (a VM of that name is not ours), CreateError,
+    `from_packages` None: found out by asking the image host. `proxy` and `ca_files`: the host's, for what
+    is downloaded in the guest; the finished VM has neither. A report that is not ok means that the old one
+    still stands. Raises SandboxExistsError (a VM of that name is not ours), CreateError,
     HostSetupError, UsageError.
     """
     began = time.monotonic()
@@ -142,6 +146,8 @@ def rebuild(
             cpus=cpus,
             memory=memory_mib << 20,
             disk=disk_gib * GIB,
+            proxy=proxy,
+            ca_files=ca_files,
             macos=macos,
         )
         packages = _mode(from_packages, progress)
@@ -256,6 +262,7 @@ def _build_and_try(build: _Build) -> tuple[ToolCheck, ...]:
         with ctx.progress.stage("Trying every tool") as say:
             guest.connect()
             checks = tools_try.verify(guest, build.tools, build.from_packages, say, build.logfile)
+            _keep_provisioning(build, guest)
         if all(check.ok is not False for check in checks):
             _finalise(guest)
     finally:
@@ -273,6 +280,15 @@ def _keep_console(build: _Build) -> None:
         log.write(b"\n--- console of the guest ---\n" + console[-CONSOLE_KEPT:])
 
 
+def _keep_provisioning(build: _Build, guest: Guest) -> None:
+    """What the scripts of the Ubuntu mode said: which step failed, and why."""
+    if build.from_packages:
+        return
+    said = guest.run(f"sudo tail -c {CONSOLE_KEPT} {PROVISIONING_LOG}")
+    with build.logfile.open("ab") as log:
+        log.write(b"\n--- provisioning in the guest ---\n" + said.stdout)
+
+
 def _document(build: _Build) -> tools_document.Document:
     source = tools_document.load()
     if not build.from_packages:
@@ -280,7 +296,7 @@ def _document(build: _Build) -> tools_document.Document:
     runner, pins = build.ctx.runner, tools_document.pins(source)
     plan = image_recipe.recipe(runner, build.tools, pins, small=build.small)
     made = image.build(runner, plan, build.ctx.progress, build.logfile)
-    meant = build.meant
+    meant = replace(build.meant, proxy=False, ca_files=())  # its guest downloads nothing
     if meant.disk is not None and meant.disk < plan.size:
         raise UsageError(f"The tools VM needs a disk of at least {plan.size // GIB}GiB.")
     return tools_document.from_image(made, meant)

@@ -1,7 +1,14 @@
 #!/usr/bin/env python3
-"""Records docs/terminal.svg: real commands, run one after the other in a real terminal, as a picture.
+"""Records the README's pictures: what real commands leave on a real terminal, as SVG.
 
     python docs/picture.py -C ~/projects/app status list 'shell -- uname -sr'
+    python docs/picture.py -C ~/projects/app --ask 'Add a test for parse()' --until 'bypass permissions on' \\
+        -o docs/claude.svg
+
+The first runs commands one after the other (docs/terminal.svg). The second attaches Claude with the bare
+command, types a request into it and takes the screen when `--until` stands there (again): docs/claude.svg.
+Its answers were made by the tests' stub of the API: start `tests/integration/stub_api.py --script FILE`
+and set ANTHROPIC_BASE_URL to it and ANTHROPIC_AUTH_TOKEN to any word.
 
 The terminal is tmux on a server of its own, so spinners, colours and cursor movements end up as a user
 sees them. `--program` is what is run where the picture says `claude-sandbox`; `--replace FROM=TO`
@@ -15,6 +22,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,29 +38,85 @@ COMMANDS = (
     "info",
 )
 LINES = 200  # of the terminal; a longer output loses its beginning
+SCREEN = 30  # lines of the terminal with Claude in it
+READY = "bypass permissions on"  # Claude waits for a request
+SETTLED = 5.0  # seconds without a change, after which the answer is whole
 TIMEOUT = 900.0  # seconds for one command
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
+class Terminal:
+    """A terminal in which one line of shell runs; a context manager."""
+
+    def __init__(self, line: str, directory: Path, width: int, height: int) -> None:
+        self.place = tempfile.TemporaryDirectory()
+        self.argv = ("tmux", "-S", f"{self.place.name}/socket", "-f", "/dev/null")
+        end = shlex.join([*self.argv, "wait-for", "-S", "end"])
+        # The program must not think that it runs in the user's tmux.
+        line = f"env -u TMUX -u TMUX_PANE {line}; {end}; exec sleep 3600"
+        colours = ("set-option", "-g", "default-terminal", "tmux-256color", ";")
+        size = ("-x", str(width), "-y", str(height))
+        self.tmux("start-server", ";", *colours, "new-session", "-d", *size, "-c", str(directory), line)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run((*self.argv, "kill-server"), check=False)
+        self.place.cleanup()
+
+    def tmux(self, *words: str, timeout: float = TIMEOUT) -> str:
+        done = subprocess.run((*self.argv, *words), check=True, capture_output=True, timeout=timeout)
+        return done.stdout.decode()
+
+    def end(self) -> None:
+        """Wait until the line has ended."""
+        self.tmux("wait-for", "end")
+
+    def screen(self, *options: str) -> list[str]:
+        return self.tmux("capture-pane", "-p", *options).rstrip().splitlines()
+
+    def wait_for(self, text: str, still: float = 0) -> None:
+        """Until the text is on the screen, and for `still` seconds nothing has moved there."""
+        deadline, last, since = time.monotonic() + TIMEOUT, [""], time.monotonic()
+        while True:
+            shown = self.screen("-e") if still else self.screen()
+            if shown != last:
+                last, since = shown, time.monotonic()
+            if any(text in line for line in self.screen()) and time.monotonic() - since >= still:
+                return
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{text!r} never came on the screen:\n" + "\n".join(shown))
+            time.sleep(0.2)
+
+    def type(self, text: str) -> None:
+        self.tmux("send-keys", "-l", text)
+        self.wait_for(text)
+        self.tmux("send-keys", "Enter")
+
+
 def run(program: str, command: str, directory: Path, width: int) -> list[str]:
     """What stands on the terminal after `program command`, line by line, with its colour codes."""
-    with tempfile.TemporaryDirectory() as place:
-        tmux = ("tmux", "-S", f"{place}/socket", "-f", "/dev/null")
-        # The program must not think that it runs in the user's tmux.
-        line = f"env -u TMUX -u TMUX_PANE {program} {command}; {shlex.join([*tmux, 'wait-for', '-S', 'end'])}"
-        size = ("-x", str(width), "-y", str(LINES))
-        start = (*tmux, "new-session", "-d", *size, "-c", str(directory), f"{line}; exec sleep 3600")
-        subprocess.run(start, check=True)
-        try:
-            subprocess.run((*tmux, "wait-for", "end"), check=True, timeout=TIMEOUT)
-            screen = subprocess.run((*tmux, "capture-pane", "-e", "-p"), check=True, capture_output=True)
-        finally:
-            subprocess.run((*tmux, "kill-server"), check=False)
-    return screen.stdout.decode().rstrip().splitlines()
+    with Terminal(f"{program} {command}", directory, width, LINES) as terminal:
+        terminal.end()
+        return terminal.screen("-e")
 
 
-def picture(recorded: Sequence[tuple[str, list[str]]], width: int, title: str) -> str:
-    """The SVG of commands and their output."""
+def ask(program: str, request: str, until: str, directory: Path, width: int) -> list[str]:
+    """Claude's own screen in a sandbox after a request, with the colour codes; Claude is ended afterwards."""
+    with Terminal(f"{program} --new", directory, width, SCREEN) as terminal:
+        terminal.wait_for(READY, still=3)
+        terminal.type(request)
+        terminal.wait_for(until, still=SETTLED)
+        shown = terminal.screen("-e")
+        terminal.type("/exit")
+        terminal.tmux("send-keys", "Enter")  # the first may only have completed the word
+        terminal.end()
+    return shown
+
+
+def picture(recorded: Sequence[tuple[str | None, list[str]]], width: int, title: str) -> str:
+    """The SVG of commands and their output; without a command it is a whole screen."""
     with open("/dev/null", "w") as nowhere:
         console = Console(
             record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor"
@@ -60,7 +124,9 @@ def picture(recorded: Sequence[tuple[str, list[str]]], width: int, title: str) -
         for number, (command, lines) in enumerate(recorded):
             if number:
                 console.print()
-            console.print(Text.assemble(("$ ", "bold green"), (f"claude-sandbox {command}".rstrip(), "bold")))
+            if command is not None:
+                typed = f"claude-sandbox {command}".rstrip()
+                console.print(Text.assemble(("$ ", "bold green"), (typed, "bold")))
             for line in lines:
                 console.print(Text.from_ansi(line), overflow="ignore", no_wrap=True, crop=True)
         svg = console.export_svg(title=title, unique_id="terminal")
@@ -82,10 +148,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=100, help="of the terminal, in characters")
     parser.add_argument("--title", default="claude-sandbox")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "terminal.svg")
+    parser.add_argument("--ask", metavar="TEXT", help="take Claude's screen after this request instead")
+    parser.add_argument("--until", default=READY, metavar="TEXT", help="on Claude's screen when it is taken")
     chosen = parser.parse_args()
-    recorded = []
-    for command in chosen.commands:
-        lines = run(chosen.program, command, chosen.directory, chosen.width)
+    recorded: list[tuple[str | None, list[str]]] = []
+    for command in [None] if chosen.ask else chosen.commands:
+        if command is None:
+            lines = ask(chosen.program, chosen.ask, chosen.until, chosen.directory, chosen.width)
+        else:
+            lines = run(chosen.program, command, chosen.directory, chosen.width)
         for change in chosen.replace:
             old, _, new = change.partition("=")
             lines = [line.replace(old, new) for line in lines]

@@ -7,6 +7,15 @@ rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/systemd/random-seed 
 : > /etc/machine-id
 rm -rf /var/lib/cloud/instance /var/lib/cloud/instances /var/lib/cloud/sem
 rm -rf /root/.cache /home/*/.cache /home/*/.npm
+# The host's CAs were for the build; sandboxes get them with `ca: host` only.
+cas=$(ls /usr/local/share/ca-certificates/cloud-init-ca-cert-*.crt /usr/share/ca-certificates/cloud-init-ca-certs.crt \
+    2> /dev/null || true)
+if [ -n "$cas" ]; then
+    # shellcheck disable=SC2086  # cloud-init's own names
+    rm -f $cas
+    sed -i '/^cloud-init-ca-certs\.crt$/d' /etc/ca-certificates.conf
+    update-ca-certificates > /dev/null
+fi
 apt-get clean
 rm -rf /var/lib/apt/lists/*
 if command -v docker > /dev/null; then

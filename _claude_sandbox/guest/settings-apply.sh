@@ -1,5 +1,5 @@
 # Takes a tar from the host and puts its files in place. $1: the directory below ~/.claude for what
-# is set aside. Nothing is touched before the tar is complete; each file is replaced by a rename; the
+# is set aside, named by its time; the newest 20 of those are kept. Nothing is touched before the tar is complete; each file is replaced by a rename; the
 # manifest comes last, so that an interrupted run is repeated as a whole by the next launch.
 # Exit codes: 74 the tar was cut off, 75 a file changed since the host looked (the host looks again).
 set -eu
@@ -68,4 +68,10 @@ if command -v git >/dev/null; then
         if [ -f "$stage/git.$key" ]; then git config --global "user.$key" "$(cat "$stage/git.$key")"; fi
     done
 fi
+# What every conflict leaves would grow without end: the oldest go. The names sort by time.
+set -- "${aside%/*}"/[0-9]*T[0-9]*Z
+while [ $# -gt 20 ]; do
+    rm -rf "$1"
+    shift
+done
 mv -f "$stage/manifest.json" "$state/manifest.json"

@@ -444,8 +444,19 @@ def test_prune_orphans(made: Box) -> None:
     gone = made.project("gone")
     made.run("create", cwd=gone)
     gone.rmdir()
+    assert made.run("prune", "--orphans", "--dry-run").out.startswith("1 sandbox to delete:\n")
     assert made.run("prune", "--orphans").code == 0
     assert sorted(made.vms()) == [APP, "tools-vm"]
+
+
+def test_prune_with_nothing_to_delete_says_so(made: Box) -> None:
+    nothing = "There is nothing to delete.\n"
+    for words in (("--orphans",), ("--orphans", "--dry-run"), ("other", "--dry-run"), ("other",)):
+        assert made.run("prune", *words).out == nothing, words
+    assert made.run("prune", "--orphans", "--dry-run", "--json").json() == []
+    assert made.run("prune", "--orphans", "-q").out == ""
+    assert made.run("delete").code == 0
+    assert made.run("prune", "--dry-run").out == nothing
 
 
 # -- dry runs ------------------------------------------------------------------------------------

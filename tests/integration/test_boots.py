@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 from machine import Person, with_pid, words_of
 
-from _claude_sandbox import qcow2
+from _claude_sandbox import host_packages, qcow2, tools_document
 
 pytestmark = pytest.mark.vm
+GUEST = Path(__file__).resolve().parents[2] / "_claude_sandbox" / "guest"
 SIZE = ("--cpus", "2", "--memory", "2GiB")
 ONE, TWO, THREE = ("claude-sandbox-boots-one", "claude-sandbox-boots-two", "claude-sandbox-boots-three")
 
@@ -195,9 +197,59 @@ def test_an_image_without_our_init(user: Person, one: Path, three: Path) -> None
         user.cs("delete", "-y", cwd=project)
 
 
+def as_lima_runs(name: str, tools: str, account: str) -> str:
+    """A shell script that does with a script of tools-vm.yaml what Lima's boot.sh does, as root."""
+    text = (GUEST / "provision" / name).read_text().replace("{{.User}}", account)
+    pins = {**tools_document.load()["param"], "tools": tools}
+    exports = "".join(f"export PARAM_{key}={shlex.quote(str(value))}\n" for key, value in pins.items())
+    names = ",".join(f"PARAM_{key}" for key in pins)
+    run = (
+        "/tmp/provision"
+        if name == "system.sh"
+        else f"sudo -iu {account} --preserve-env={names} /tmp/provision"
+    )
+    return f"cat > /tmp/provision <<'SCRIPT'\n{text}\nSCRIPT\nchmod 755 /tmp/provision\n{exports}{run} 2>&1 </dev/null\n"
+
+
+def test_the_scripts_for_ubuntus_image_as_far_as_registries_allow(user: Person, two: Path) -> None:
+    """The distribution's packages are installed; what needs a vendor's host fails at once, and says so.
+
+    What is run by hand only, and what never ran, is in docs/tools-vm.md.
+    """
+    user.cs("start", cwd=two)  # boot 11
+    me = guest(user, two, "id -un")
+
+    def run(name: str, tools: str) -> list[str]:
+        script = as_lima_runs(name, tools, me)
+        out = user.cs("shell", "--", "sudo", "sh", "-s", cwd=two, input=script, timeout=400).out
+        print(out)
+        return [line for line in out.splitlines() if line.startswith("claude-sandbox: ")]
+
+    # The host's CAs as in an image that is being built, and no vendor's host wherever this runs.
+    cas = "\n".join(host_packages.extra_cas())
+    user.cs("shell", "--", "sudo", "tee", "-a", host_packages.BUNDLE, cwd=two, input=cas)
+    guest(
+        user,
+        two,
+        "echo 'proxy = http://127.0.0.1:9' | tee ~/.curlrc | sudo tee /root/.curlrc; rm -rf /tmp/tmp.*",
+    )
+    assert run("system.sh", "git jq tree docker docker-compose go") == [
+        "claude-sandbox: packages", "claude-sandbox: zram", "claude-sandbox: docker",
+        "claude-sandbox: docker FAILED (7)", "claude-sandbox: go", "claude-sandbox: go FAILED (7)",
+    ]  # fmt: skip
+    assert guest(user, two, "jq -n 6*7; tree --version | cut -c1-4; dpkg -S zram-generator.conf | head -n 1")
+    assert run("system.sh", "go") == [], "a second boot runs nothing"
+    assert run("user.sh", "claude rustc uv gopls java kotlin") == [
+        line for name, code in (("claude", 7), ("rust", 7), ("gopls", 127), ("uv", 7), ("jvm", 7))
+        for line in (f"claude-sandbox: {name}", f"claude-sandbox: {name} FAILED ({code})")
+    ]  # fmt: skip
+    assert run("user.sh", "claude") == []
+    assert guest(user, two, "ls -d /tmp/tmp.* 2> /dev/null; rm ~/.curlrc") == ""
+
+
 def test_the_tools_vm_is_rebuilt_under_a_sandbox(user: Person, two: Path) -> None:
-    """Boots 11 to 13: what stands on the old disk runs on, and starts again; the old disk goes with it."""
-    user.cs("start", cwd=two)
+    """Boots 12 and 13: what stands on the old disk runs on, and starts again; the old disk goes with it."""
+    user.cs("start", cwd=two)  # it may run still
     old = qcow2.chain(user.instance(TWO) / "disk")[1]
     user.cs("rebuild-tools-vm", "--from-packages", "--only", "claude,git,python3,node", *SIZE, "--disk", "8GiB",
             timeout=2400)  # fmt: skip

@@ -322,3 +322,18 @@ def test_rewording(line: str, words: str) -> None:
 def test_only_the_last_lines_are_told() -> None:
     log = "\n".join(f'time="t" level=error msg="e{n}"' for n in range(50))
     assert lima.reword(log, 3) == "e47\ne48\ne49"
+
+
+def test_a_lima_without_templates_says_what_to_do(driver: Lima, recorder: Recorder) -> None:
+    said = b'time="2026-11-21T20:30:15Z" level=fatal msg="template `default.yaml` not found"\n'
+    recorder.on("limactl", "template", then=Result(1, b"", said))
+    with pytest.raises(LimaError, match="has no template:default") as caught:
+        driver.template("template:default")
+    assert "rebuild-tools-vm" in str(caught.value)
+
+
+def test_another_failure_with_a_template_keeps_limas_words(driver: Lima, recorder: Recorder) -> None:
+    recorder.on("limactl", "template", then=Result(1, b"", b'time="x" level=fatal msg="boom"\n'))
+    with pytest.raises(LimaError, match="limactl template failed") as caught:
+        driver.template("template:default")
+    assert "boom" in str(caught.value)

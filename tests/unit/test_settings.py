@@ -253,6 +253,24 @@ def test_changed_on_one_side_or_on_both(world: World) -> None:
     assert world.up().round_trips == 1
 
 
+def test_what_is_set_aside_is_bounded(world: World) -> None:
+    """The newest 20 conflicts stay; what has another name is the guest's own."""
+    world.up()
+    aside = world.guest / ".sandbox-saved"
+    for number in range(25):
+        world.put(aside, f"202001{number + 1:02}T000000Z/a b/x.md", str(number))
+    world.put(aside, "mine/x.md", "mine")
+    world.put(world.host, "CLAUDE.md", "host\n")
+    world.put(world.guest, "CLAUDE.md", "guest\n")
+    report = world.up()
+    assert report.saved == ("CLAUDE.md",)
+    kept = sorted(p.name for p in aside.iterdir() if p.name != "mine")
+    assert len(kept) == 20 and kept[0] == "20200107T000000Z"
+    assert f".sandbox-saved/{kept[-1]}" == report.saved_in
+    assert (world.guest / report.saved_in / "CLAUDE.md").read_text() == "guest\n"
+    assert (aside / "mine/x.md").read_text() == "mine"
+
+
 def test_claudes_own_state_never_travels(world: World) -> None:
     secret = ["projects/p/1.jsonl", "history.jsonl", ".credentials.json", ".credentials.json.previous", "todos/1",
               "x.lock", "shell-snapshots/s", ".sandbox-saved/t/x", "plugins/store/b.json", "statsig/x"]  # fmt: skip

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fakedisk
 import pytest
@@ -20,7 +22,7 @@ from recording import Told
 from _claude_sandbox import paths, swap, template, tools, tools_document, tools_vm, vm
 from _claude_sandbox.errors import CreateError, UsageError
 from _claude_sandbox.lima import Lima
-from _claude_sandbox.run import LocalRunner
+from _claude_sandbox.run import LocalRunner, Result
 
 NAME, TEMPORARY = "tools-vm", "tools-vm-new"
 
@@ -359,6 +361,28 @@ def test_what_the_finished_one_keeps() -> None:
     assert final["param"] == {"csMark": "1;tools;tools-vm;;0;0"} and len(final["provision"]) == 1
     assert "PARAM_csMark" in final["provision"][0]["script"]
     assert final["images"] == built["images"]
+
+
+def test_the_hosts_cas_and_proxy_are_for_the_downloads_of_the_build_only(home: Path) -> None:
+    meant = replace(MEANT, proxy=True, ca_files=("/etc/host.crt",))
+    built = tools_document.from_cloud(tools_document.load(), tools.TOOLS, meant)
+    assert built["caCerts"] == {"files": ["/etc/host.crt"]} and built["propagateProxyEnv"] is True
+    final = tools_document.final(built, vm.Mark(vm.TOOLS, NAME).encode())
+    assert "caCerts" not in final and final["propagateProxyEnv"] is False
+
+
+def test_what_the_ubuntu_scripts_said_is_in_the_log(tmp_path: Path) -> None:
+    class Guest:
+        def run(self, script: str) -> Result:
+            assert tools_vm.PROVISIONING_LOG in script
+            return Result(0, b"claude-sandbox: docker FAILED (6)\n")
+
+    build: Any = SimpleNamespace(from_packages=False, logfile=tmp_path / "log")
+    tools_vm._keep_provisioning(build, Guest())  # type: ignore[arg-type]
+    assert "docker FAILED" in build.logfile.read_text()
+    build.from_packages, build.logfile = True, tmp_path / "none"
+    tools_vm._keep_provisioning(build, Guest())  # type: ignore[arg-type]
+    assert not build.logfile.exists()
 
 
 def test_a_note_is_only_for_its_own_directory(tmp_path: Path) -> None:

@@ -6,10 +6,16 @@
 # shellcheck disable=SC2154  # PARAM_… come from Lima
 set -uo pipefail
 [ ! -e /var/lib/claude-sandbox.system ] || exit 0
-export DEBIAN_FRONTEND=noninteractive
+# Services are not restarted under Lima's feet; each boot of a clone starts them all.
+export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+# Another apt at a first boot would hold the locks. For this boot only.
+systemctl stop apt-daily.timer apt-daily-upgrade.timer apt-daily.service apt-daily-upgrade.service \
+    unattended-upgrades.service 2> /dev/null
 
 want() { for name; do case " $PARAM_tools " in *" $name "*) return 0 ;; esac; done; return 1; }
 step() { echo "claude-sandbox: $1"; "$@" || echo "claude-sandbox: $1 FAILED ($?)"; }
+fetch() { curl -fsSL --proto '=https' --connect-timeout 30 --speed-limit 1000 --speed-time 60 --retry 3 "$@"; }
+apt() { apt-get -o DPkg::Lock::Timeout=600 "$@"; }
 
 packages() {
     local list="ca-certificates curl less rsync tzdata zip unzip systemd-zram-generator"
@@ -19,39 +25,40 @@ packages() {
     done
     want cc && list="$list build-essential libssl-dev"
     want python3 && list="$list python3 python3-pip python3-venv"
-    apt-get update || return
+    apt update || return
     # shellcheck disable=SC2086  # a list of words
-    apt-get install -y --no-install-recommends $list
+    apt install -y --no-install-recommends $list
 }
 
 zram() {
     # Ubuntu keeps the zram module apart from its cloud kernel's own.
-    modprobe zram || apt-get install -y --no-install-recommends "linux-modules-extra-$(uname -r)"
+    modprobe zram || apt install -y --no-install-recommends "linux-modules-extra-$(uname -r)"
 }
 
 docker() {
     local release
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
     install -d -m 755 /etc/apt/keyrings
-    curl -fsSL --retry 3 https://download.docker.com/linux/ubuntu/gpg -o /etc/apt/keyrings/docker.asc || return
+    fetch https://download.docker.com/linux/ubuntu/gpg -o /etc/apt/keyrings/docker.asc || return
     echo "deb [arch=$(dpkg --print-architecture) signed-by=/etc/apt/keyrings/docker.asc]" \
         "https://download.docker.com/linux/ubuntu $release stable" > /etc/apt/sources.list.d/docker.list
-    apt-get update || return
-    apt-get install -y docker-ce docker-ce-cli containerd.io docker-buildx-plugin docker-compose-plugin || return
+    apt update || return
+    apt install -y docker-ce docker-ce-cli containerd.io docker-buildx-plugin docker-compose-plugin || return
     usermod -aG docker "{{.User}}"
 }
 
 go() {
     local file
     file="go$PARAM_go.linux-$(dpkg --print-architecture).tar.gz"
-    cd "$(mktemp -d)" || return
-    curl -fsSL --retry 3 -O "https://dl.google.com/go/$file" || return
-    echo "$(curl -fsSL --retry 3 "https://dl.google.com/go/$file.sha256")  $file" | sha256sum -c || return
+    fetch -O "https://dl.google.com/go/$file" || return
+    echo "$(fetch "https://dl.google.com/go/$file.sha256")  $file" | sha256sum -c || return
     rm -rf /usr/local/go && tar -C /usr/local -xzf "$file"
 }
 
+work=$(mktemp -d) && cd "$work" || exit
 step packages
 step zram
 if want docker; then step docker; fi
 if want go; then step go; fi
+rm -rf "$work"
 touch /var/lib/claude-sandbox.system

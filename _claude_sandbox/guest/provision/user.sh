@@ -5,11 +5,13 @@
 set -uo pipefail
 [ ! -e ~/.local/share/claude-sandbox.user ] || exit 0
 mkdir -p ~/.local/bin ~/.local/share
-cd "$(mktemp -d)" || exit 1
+work=$(mktemp -d) && cd "$work" || exit
+# Node and uv bring CAs of their own; the system's are the host's too where `ca: host` is set.
+export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
 
 want() { for name; do case " $PARAM_tools " in *" $name "*) return 0 ;; esac; done; return 1; }
 step() { echo "claude-sandbox: $1"; "$@" || echo "claude-sandbox: $1 FAILED ($?)"; }
-fetch() { curl -fsSL --proto '=https' --retry 3 "$@"; }
+fetch() { curl -fsSL --proto '=https' --connect-timeout 30 --speed-limit 1000 --speed-time 60 --retry 3 "$@"; }
 
 claude() { fetch https://claude.ai/install.sh | bash -s -- "$PARAM_claude"; }
 
@@ -36,22 +38,29 @@ rust() {
         --default-toolchain "$PARAM_rust" --component clippy,rustfmt,rust-src,rust-analyzer
 }
 
-gopls() { GOBIN="$HOME/go/bin" /usr/local/go/bin/go install "golang.org/x/tools/gopls@v$PARAM_gopls"; }
+gopls() {
+    # Its sources are not for every clone.
+    GOPATH="$work/go" GOFLAGS=-modcacherw GOBIN="$HOME/go/bin" \
+        /usr/local/go/bin/go install "golang.org/x/tools/gopls@v$PARAM_gopls"
+}
 
 uv() { fetch "https://astral.sh/uv/$PARAM_uv/install.sh" | env UV_NO_MODIFY_PATH=1 sh; }
 
 jvm() {
+    local failed=""
     fetch "https://get.sdkman.io?rcupdate=false&ci=true" | bash || return
     set +u
     # shellcheck disable=SC1090  # made by the line above
     . ~/.sdkman/bin/sdkman-init.sh
     sdk install java "$PARAM_java" < /dev/null || return
-    want kotlin && sdk install kotlin "$PARAM_kotlin" < /dev/null
-    want scala && sdk install scala "$PARAM_scala" < /dev/null
-    want mvn && sdk install maven "$PARAM_maven" < /dev/null
-    want gradle && sdk install gradle "$PARAM_gradle" < /dev/null
-    want sbt && sdk install sbt "$PARAM_sbt" < /dev/null
+    candidate() { if want "$1"; then sdk install "$2" "$3" < /dev/null || failed="$failed $1"; fi; }
+    candidate kotlin kotlin "$PARAM_kotlin"
+    candidate scala scala "$PARAM_scala"
+    candidate mvn maven "$PARAM_maven"
+    candidate gradle gradle "$PARAM_gradle"
+    candidate sbt sbt "$PARAM_sbt"
     set -u
+    [ -z "$failed" ] || { echo "not installed:$failed"; return 1; }
 }
 
 if want claude; then step claude; fi
@@ -61,4 +70,5 @@ if want rustc cargo rust-analyzer; then step rust; fi
 if want gopls; then step gopls; fi
 if want uv; then step uv; fi
 if want java kotlin scala mvn gradle sbt; then step jvm; fi
+rm -rf "$work"
 touch ~/.local/share/claude-sandbox.user
