@@ -24,6 +24,7 @@ _BOX = re.compile(r"\[(.)\]\s*")
 _RULE = re.compile(r"\s*[─╌▔]{8,}\s*")
 _FREE = ("Type something",)  # opens a field for a text: only Claude's own screen can show that
 _BELOW = 8  # lines that may stand under a dialog's last choice
+_ELSE = ("❯", "●", "✻", "✢", "✽", "⎿", "!")  # how lines of the conversation and of the prompt begin
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def dialog(screen: str) -> Dialog | None:
     if [match[2] for _, match in block] != [str(n) for n in range(1, len(block) + 1)]:
         return None
     below = lines[block[-1][0] + 1 :]
-    if len(below) > _BELOW or any(line.lstrip().startswith("❯") for line in below):
+    if len(below) > _BELOW or any(line.lstrip().startswith(_ELSE) for line in below):
         return None
     several = any(_BOX.match(match[3]) for _, match in block)
     choices = tuple(Choice(match[2], clean(_BOX.sub("", match[3], 1), 200)) for _, match in block)

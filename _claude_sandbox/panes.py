@@ -97,7 +97,7 @@ def recorded(
                 uuid, sandbox, project, _place(runner, sandbox), Process(pid, _started(pid)), _tty(),
                 {name: os.environ[name] for name in _DESKTOP if os.environ.get(name)}, time.time_ns(),
             )  # fmt: skip
-            write_json(file, {"schema": SCHEMA, **asdict(record)})
+            write(record)
             written.append(file)
         except (OSError, ValueError, ClaudeSandboxError) as error:
             warn(f"Notifications will not lead to this session: {error}")
@@ -107,6 +107,10 @@ def recorded(
     finally:
         for file in written:
             file.unlink(missing_ok=True)
+
+
+def write(record: Record) -> None:
+    write_json(_file(record.uuid), {"schema": SCHEMA, **asdict(record)})
 
 
 def _place(runner: Runner, sandbox: str) -> Place | None:

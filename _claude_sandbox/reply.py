@@ -19,6 +19,7 @@ from _claude_sandbox.run import Runner
 from _claude_sandbox.tmux import Pane, Tmux
 
 LONGEST = 100_000  # characters of an answer
+_CARET = 2  # the column of the caret in an empty prompt, behind `❯ `; the suggestion there is no text
 _PASTED = 0.3  # seconds that Claude Code is given to take a paste in
 
 
@@ -55,6 +56,11 @@ def reply(
         return _choose(session, tmux, pane, shown, text, attach)
     if not dialog.at_prompt(screen):
         raise RefusedError(f"Claude's screen in {session.sandbox} shows no prompt now.", resolution=attach)
+    if tmux.cursor(pane.id) != _CARET:
+        raise RefusedError(
+            f"Something is typed at Claude's prompt in {session.sandbox} already; it would be sent along.",
+            resolution=attach,
+        )
     if session.state == NEEDS_INPUT and session.choices and time.time_ns() - session.since_ns < 2 * 10**9:
         raise RefusedError("The dialog is not on the screen yet.", resolution="Try again in a moment.")
     return _send(session, tmux, pane, text, attach)

@@ -98,18 +98,23 @@ class Tmux:
         command = self.command("capture-pane", "-p", "-J", "-t", pane)
         return self.runner.run(command, timeout=5, changes=False).stdout.decode("utf-8", "replace")
 
+    def cursor(self, pane: str) -> int | None:
+        """The column of the pane's cursor, from 0."""
+        command = self.command("display-message", "-p", "-t", pane, "#{cursor_x}")
+        text = self.runner.run(command, timeout=5, changes=False).text.strip()
+        return int(text) if text.isdigit() else None
+
     def paste(self, pane: str, data: bytes, *, bracketed: bool) -> bool:
         """Put bytes into the pane's terminal, as typed keys or as a bracketed paste, whatever mode it is in.
 
-        They go through tmux's buffer from stdin, so that no argv shows them.
+        They go through tmux's buffer from stdin, so that no argv shows them. The brackets are ours: those of
+        `paste-buffer -p` are left out while the user scrolls (3.3a asks the scrolled screen, not the program's).
         """
+        data = b"\x1b[200~" + data + b"\x1b[201~" if bracketed else data
         name = f"claude-sandbox-{os.getpid()}-{time.monotonic_ns()}"
         if not self.runner.run(self.command("load-buffer", "-b", name, "-"), input=data, timeout=5).ok:
             return False
-        how = ("-p",) if bracketed else ()
-        return self.runner.run(
-            self.command("paste-buffer", *how, "-r", "-d", "-b", name, "-t", pane), timeout=5
-        ).ok
+        return self.runner.run(self.command("paste-buffer", "-r", "-d", "-b", name, "-t", pane), timeout=5).ok
 
     @staticmethod
     def inside() -> bool:
