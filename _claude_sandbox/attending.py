@@ -10,11 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import find, panes, paths
+from _claude_sandbox import find, hooks, panes
 from _claude_sandbox.attention import DONE, ENDED, FAILED, IDLE, NEEDS_INPUT, WORKING, Session
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import ClaudeSandboxError, SandboxNotFoundError
-from _claude_sandbox.files import read_json
 from _claude_sandbox.lima import Instance
 
 RUNNING = "Running"
@@ -38,29 +37,17 @@ class Row:
 
 
 def state_file() -> Path:
-    return paths.state_dir() / "hooks" / "state.json"
-
-
-def sessions() -> list[Session]:
-    """All that the server knows; none when there never was one. What cannot be read is left out."""
-    data = read_json(state_file())
-    found = []
-    for value in (data or {}).get("sessions", []):
-        try:
-            found.append(Session.from_json(value))
-        except (KeyError, TypeError):
-            continue
-    return found
+    return hooks.state_directory() / "state.json"
 
 
 def current(key: tuple[str, str]) -> Session | None:
-    return next((session for session in sessions() if session.key == key), None)
+    return next((session for session in hooks.sessions() if session.key == key), None)
 
 
 def rows(ctx: Context) -> list[Row]:
     """Every sandbox with its sessions, those that wait first, the longest wait first of all."""
     instances = find.at_a_glance(ctx)
-    return arrange([(each.name, _project(each), each.status) for each in instances], sessions())
+    return arrange([(each.name, _project(each), each.status) for each in instances], hooks.sessions())
 
 
 def arrange(boxes: Iterable[tuple[str, Path, str]], known: Sequence[Session]) -> list[Row]:

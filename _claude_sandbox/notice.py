@@ -187,6 +187,17 @@ class Policy:
         entry = self._open.get(key)
         return self._waiting.get(key) or (entry[2] if entry else None)
 
+    def shown(self) -> dict[Key, int]:
+        """Which sessions are told of now, or wait to be, each with the event that made its state."""
+        entries = {session.key: session for _, _, session in self._open.values()} | dict(self._waiting)
+        return {key: session.seq for key, session in entries.items()}
+
+    def again(self, session: Session) -> None:
+        """It was shown before we were started anew, and still waits: `flush` shows it again."""
+        if session.state in NOTIFIED:
+            self._seen[(session.key, session.seq)] = None
+            self._waiting[session.key] = session
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _gone(self, key: Key) -> list[Action]:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import bring, config, panes, paths, remote, reply
+from _claude_sandbox import bring, config, hooks, panes, paths, remote, reply
 from _claude_sandbox.attention import DONE, Session, Transition
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.hookevent import clean
 from _claude_sandbox.notice import NORMAL, NOTIFIED, Action, Key, Notice, Policy, Show, quiet_left
 from _claude_sandbox.notifiers import Actions, Desktop, Failed, Log, Terminal, UserCommand, Way
@@ -116,6 +117,24 @@ class Notifier:
         except asyncio.QueueFull:
             self._log(f"too many transitions at once: one of {transition.after.sandbox} is not notified")
 
+    def resume(self, sessions: Iterable[Session]) -> None:
+        """After a restart: what was withdrawn by `close`, and still waits, is shown again.
+
+        A server that was killed withdrew nothing: its notifications still show.
+        """
+        file = _left_file()
+        left = read_json(file) or {}
+        file.unlink(missing_ok=True)
+        for session in sessions:
+            self._latest[session.key] = session
+            if left.get("/".join(session.key)) == session.seq:
+                self._policy.again(session)
+        if self._policy.shown():
+            self._task(self._flush())
+
+    async def _flush(self) -> None:
+        await self._carry_out(self._policy.flush(time.monotonic(), quiet=self._quiet()))
+
     async def test(self) -> list[str]:
         """Show a notification by every way; a line for each: `desktop: shown`, `terminal: why not`."""
         session = Session(
@@ -157,6 +176,8 @@ class Notifier:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        if shown := self._policy.shown():
+            write_json(_left_file(), {"/".join(key): seq for key, seq in shown.items()})
         for way in (*self._ways, *self._also):
             await way.close()
 
@@ -171,7 +192,7 @@ class Notifier:
                     self._queue.get(), min(due, 60.0) if due is not None else None
                 )
             except TimeoutError:
-                await self._carry_out(self._policy.flush(time.monotonic(), quiet=self._quiet()))
+                await self._flush()
                 continue
             try:
                 await self._carry_out(await self._decide(transition))
@@ -288,6 +309,10 @@ class Notifier:
         for way in self._ways:
             if await self._try(way, told, False):
                 return
+
+
+def _left_file() -> Path:
+    return hooks.directory() / "notified.json"
 
 
 def _for_terminals(notice: Notice, records: Iterable[panes.Record]) -> Notice:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import paths
+from _claude_sandbox import hooks, paths
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.run import Command, CommandNotFound, Runner
@@ -71,7 +71,7 @@ class Record:
 
 
 def directory() -> Path:
-    return paths.private_dir(paths.private_dir(paths.runtime_dir() / "hooks") / "sessions")
+    return paths.private_dir(hooks.directory() / "sessions")
 
 
 def _file(uuid: str) -> Path:

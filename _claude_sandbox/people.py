@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import attending, bring, dialog, panes, paths, render, reply, sandbox, terminal, watch
+from _claude_sandbox import (
+    attending,
+    bring,
+    dialog,
+    hooks,
+    panes,
+    paths,
+    render,
+    reply,
+    sandbox,
+    terminal,
+    watch,
+)
 from _claude_sandbox.attending import Row
 from _claude_sandbox.attention import NEEDS_INPUT, Session
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotFoundError, UsageError
 from _claude_sandbox.files import read_json, write_json
+from _claude_sandbox.hookevent import HOST_REPLIED
 from _claude_sandbox.run import Runner
 from _claude_sandbox.tmux import Tmux
 
@@ -65,7 +79,7 @@ class _Look:
             self._boxes, self._looked = attending.rows(self._call.ctx), time.monotonic()
         if due or stamp != self._stamp:
             boxes = dict.fromkeys((row.sandbox, row.project, row.status) for row in self._boxes)
-            self._rows, self._stamp = attending.arrange(boxes, attending.sessions()), stamp
+            self._rows, self._stamp = attending.arrange(boxes, hooks.sessions()), stamp
         return self._rows
 
 
@@ -126,7 +140,7 @@ def _was_shown(row: Row) -> bool:
 
 
 def _remember(session: Session) -> None:
-    known = {"/".join(each.key): each.seq for each in attending.sessions()}
+    known = {"/".join(each.key): each.seq for each in hooks.sessions()}
     kept = {key: seq for key, seq in (read_json(_shown_file()) or {}).items() if known.get(key) == seq}
     write_json(_shown_file(), {**kept, "/".join(session.key): session.seq})
 
@@ -192,7 +206,14 @@ def reply_verb(call: Call) -> int:
 
 
 def send(runner: Runner, session: Session, text: str) -> reply.Replied:
-    return reply.reply(session, text, runner, now=lambda: attending.current(session.key))
+    sent = reply.reply(session, text, runner, now=lambda: attending.current(session.key))
+    if (
+        sent.kind == "choice"
+    ):  # no event of Claude's own tells of every answer: the state must not wait for one
+        with contextlib.suppress(OSError, ClaudeSandboxError):  # the server went: it will see for itself
+            told = {"name": HOST_REPLIED, "sandbox": session.sandbox, "session_id": session.session_id}
+            hooks.ask("POST", "/inject", {**told, "answers": session.seq}, timeout=2)
+    return sent
 
 
 def _sent(sent: reply.Replied) -> str:
@@ -258,24 +279,29 @@ def _data(row: Row) -> dict[str, object]:
 
 
 def notify_verb(call: Call) -> int:
-    """`notify test`: a notification by every way, and which of them worked."""
-    import asyncio
+    """`notify test`: a notification by every way, and which of them worked (0: at least one).
 
-    from _claude_sandbox.notify import Notifier
-
-    lines: list[str] = []
-
-    async def test() -> list[str]:
-        return await Notifier(log=lines.append).test()
-
+    The hooks server's own ways, where one runs: it may lack what this terminal knows of the desktop.
+    """
     if call.chosen.dry_run:
         print("(show a test notification by every way)")
         return 0
-    told = asyncio.run(test())
-    if call.chosen.json:
-        render.print_json({"ways": told, "log": lines})
+    log: list[str] = []
+    if hooks.running():
+        told = [str(line) for line in hooks.ask("POST", "/notify-test", timeout=60).get("ways", [])]
     else:
-        print("\n".join([*map(render.printable, told), *map(render.printable, lines)]))
+        import asyncio
+
+        from _claude_sandbox.notify import Notifier
+
+        async def test() -> list[str]:
+            return await Notifier(log=log.append).test()
+
+        told = asyncio.run(test())
+    if call.chosen.json:
+        render.print_json({"ways": told, "log": log})
+    else:
+        print("\n".join([*map(render.printable, told), *map(render.printable, log)]))
     return 0 if any(line.endswith(("shown", "it ran")) for line in told) else 1
 
 
