@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox import __version__
 from _claude_sandbox.errors import ClaudeSandboxError
 
-__all__ = ["ClaudeSandboxError", "__version__", "main", "main_hooks_server", "main_rebuild_tools_vm"]
+if TYPE_CHECKING:
+    from _claude_sandbox.sandbox import Sandbox
+
+__all__ = [
+    "ClaudeSandboxError",
+    "Sandbox",
+    "__version__",
+    "main",
+    "main_hooks_server",
+    "main_rebuild_tools_vm",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`from claude_sandbox import Sandbox`, without a cost for the command line."""
+    if name != "Sandbox":
+        raise AttributeError(name)
+    from _claude_sandbox.sandbox import Sandbox
+
+    return Sandbox
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,6 +24,11 @@ def hooks_server(arguments: Sequence[str]) -> int:
     return _parent(arguments, hooks.daemon, _HOOKS)
 
 
+def stop_all() -> None:
+    """The verb `stop-all`, after the sandboxes: every server of this user. Raises ClaudeSandboxError."""
+    hooks.stop()
+
+
 def _parent(arguments: Sequence[str], found: Callable[[], daemon.Daemon], usage: str) -> int:
     if arguments:
         help = arguments[0] in ("-h", "--help")

@@ -86,7 +86,8 @@ def screen(tmp_path: Path) -> Iterator[Screen]:
     (tmp_path / "bus.conf").write_text(BUS.format(tmp_path / "bus"))
     address = f"unix:path={tmp_path}/bus"
     bus = subprocess.Popen(
-        ["dbus-daemon", f"--config-file={tmp_path}/bus.conf", "--nofork", "--nopidfile"], stderr=subprocess.DEVNULL
+        ["dbus-daemon", f"--config-file={tmp_path}/bus.conf", "--nofork", "--nopidfile"],
+        stderr=subprocess.DEVNULL,
     )
     until(lambda: (tmp_path / "bus").exists())
     env = {**os.environ, "DISPLAY": f":{number}", "DBUS_SESSION_BUS_ADDRESS": address, "HOME": str(tmp_path)}
