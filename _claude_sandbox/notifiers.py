@@ -58,6 +58,14 @@ def tag(key: Key) -> str:
     return "claude-sandbox-" + hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
 
+def harmless(text: str, *, markup: bool) -> str:
+    """A body for a D-Bus daemon. One that does not claim to know markup would show escapes as they are, and
+    may interpret it all the same (dunst 1.9 does): it gets signs that only look alike."""
+    if markup:
+        return html.escape(text, quote=False)
+    return text.replace("&", "＆").replace("<", "‹").replace(">", "›")
+
+
 class Desktop:
     """The notification daemon of a Linux desktop, over D-Bus (facts/notifications.md)."""
 
@@ -66,7 +74,7 @@ class Desktop:
     def __init__(self, environment: Callable[[], Mapping[str, str]]) -> None:
         self._environment = environment
         self._notifier: Any = None
-        self._escape = True
+        self._markup = True
         self._shown: dict[Key, str] = {}
 
     async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
@@ -86,7 +94,7 @@ class Desktop:
         asks = notice.session is not None and Capability.REPLY_FIELD in able
         shown = Notification(
             notice.title,
-            html.escape(notice.body, quote=False) if self._escape else notice.body,
+            harmless(notice.body, markup=self._markup),
             urgency=Urgency.Critical if notice.urgency == CRITICAL else Urgency.Normal,
             buttons=(Button("Open", on_pressed=lambda: actions.open(notice)),)
             if Capability.BUTTONS in able
@@ -117,8 +125,8 @@ class Desktop:
         notifier = DesktopNotifier(app_name="claude-sandbox", app_icon=None)
         await notifier.get_capabilities()  # connects
         interface: Any = getattr(notifier._backend, "interface", None)
-        if interface is not None:  # a daemon that does not speak markup would show the escapes themselves
-            self._escape = "body-markup" in await interface.call_get_capabilities()
+        if interface is not None:
+            self._markup = "body-markup" in await interface.call_get_capabilities()
         self._notifier, self._shown = notifier, {}
         return notifier
 
