@@ -25,20 +25,22 @@ LEVELS: tuple[tuple[str, ...], ...] = (
      "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
-     "first_run", "board", "hookintake", "hookcontrol"),
+     "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog"),
     ("registration", "eventlog"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
-    ("context", "cache", "eventfeed", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
-    ("timings",),
-    ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image"),
-    ("first_boot", "tools_document"),
+    ("context", "cache", "eventfeed", "completion", "lima_install", "settings_sync", "image_root", "tools_try",
+     "panes"),
+    ("timings", "reply", "bring", "notifiers"),
+    ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
+    ("first_boot", "tools_document", "attending", "notify"),
     # 4 where steps are ordered
     ("create", "launch", "hookboxes"),
     ("change", "tools_vm", "hookserver"),
     ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
-    ("setup_host", "settings_verbs", "uninstall", "hook_verbs"),
+    ("setup_host", "settings_verbs", "uninstall", "hook_verbs", "watch"),
+    ("people",),
     ("commands",),
     ("cli",),
 )  # fmt: skip
@@ -46,7 +48,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 PROCESSES = {"subprocess", "multiprocessing"}
 HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 # Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
-SERVER = {"hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp"}
+SERVER = {"hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp",
+          "notify", "notifiers", "notifier_mac"}  # fmt: skip
 
 
 def sources() -> list[Path]:
