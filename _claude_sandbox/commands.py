@@ -451,6 +451,10 @@ _HANDLERS: dict[str, Callable[[Call], int]] = {
     "status": _status,
     "list": _list,
     "info": _info,
+    "watch": _later("people", "watch_verb"),
+    "next": _later("people", "next_verb"),
+    "reply": _later("people", "reply_verb"),
+    "notify": _later("people", "notify_verb"),
     "delete": _delete,
     "prune": _prune,
     "update": _update,
@@ -464,4 +468,5 @@ _HANDLERS: dict[str, Callable[[Call], int]] = {
     "uninstall": _later("uninstall", "uninstall"),
     "help": _help,
     "_session": _session,
+    "_open": _later("people", "open_verb"),
 }

@@ -26,6 +26,8 @@ _claude_sandbox() {{
     -c|--clone-from) mapfile -t COMPREPLY < <(compgen -W "$(limactl list -q 2>/dev/null)" -- "$cur"); return;;
     completion) mapfile -t COMPREPLY < <(compgen -W "bash zsh fish" -- "$cur"); return;;
     settings) mapfile -t COMPREPLY < <(compgen -W "diff pull" -- "$cur"); return;;
+    notify) mapfile -t COMPREPLY < <(compgen -W "test" -- "$cur"); return;;
+    reply) mapfile -t COMPREPLY < <(compgen -W "$(claude-sandbox list 2>/dev/null | awk 'NR>1{{print $1}}')" -- "$cur"); return;;
   esac
   case $cur in
     -*) mapfile -t COMPREPLY < <(compgen -W "{" ".join(flags)}" -- "$cur");;
@@ -55,6 +57,8 @@ _claude_sandbox() {{
     -c|--clone-from) compadd -- ${{(f)"$(limactl list -q 2>/dev/null)"}}; return;;
     completion) compadd bash zsh fish; return;;
     settings) compadd diff pull; return;;
+    notify) compadd test; return;;
+    reply) compadd -- ${{(f)"$(claude-sandbox list 2>/dev/null | awk 'NR>1{{print $1}}')"}}; return;;
   esac
   if [[ $PREFIX == -* ]]; then
     compadd -- {flags}
@@ -80,6 +84,9 @@ def _fish() -> str:
         lines.append(f"complete -c claude-sandbox {kind}{value}")
     for shell in ("bash", "zsh", "fish"):
         lines.append(f"complete -c claude-sandbox -n '__fish_seen_subcommand_from completion' -a {shell}")
+    lines.append("complete -c claude-sandbox -n '__fish_seen_subcommand_from notify' -a test")
+    names = "claude-sandbox list 2>/dev/null | awk \\'NR>1{print $1}\\'"
+    lines.append(f"complete -c claude-sandbox -n '__fish_seen_subcommand_from reply' -a '({names})'")
     return "\n".join(lines) + "\n"
 
 

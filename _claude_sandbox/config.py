@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def field(self) -> str:
-        return self.key.replace("-", "_")
+        return self.key.replace("-", "_").replace(".", "_")
 
 
 def _plain(parse: Callable[[Any], Any]) -> Callable[[Any, Path], Any]:
@@ -102,6 +102,14 @@ SETTINGS = (
             "(default: half of the host's)", in_project=NEVER),
     Setting("max-disk", _plain(values.parse_disk), 200 * values.GIB, "largest disk that a project file may ask for",
             in_project=NEVER),
+    Setting("notify", _plain(values.parse_notify), values.NOTIFY_STATES, "what is notified: `on`, `off`, or some of "
+            "needs_input, failed and done (default: `on`)", in_project=NEVER),
+    Setting("notify.command", _plain(values.parse_words), (), "also run this command for each notification, with the "
+            "event as JSON on stdin: a list of words, or one line", in_project=NEVER),
+    Setting("notify.quiet", _plain(values.parse_hours), None, "quiet hours, FROM-UNTIL like `22:00-07:00`: what comes in "
+            "them is shown at their end if it still waits", in_project=NEVER),
+    Setting("notify.sound", _plain(values.parse_on_off), True, "whether notifications make a sound (default: `on`)",
+            in_project=NEVER),
 )  # fmt: skip
 BY_KEY = {row.key: row for row in SETTINGS}
 
@@ -123,6 +131,10 @@ class Config:
     packages: tuple[str, ...] = ()
     proxy: bool = False
     ca: bool = False
+    notify: tuple[str, ...] = values.NOTIFY_STATES
+    notify_command: tuple[str, ...] = ()
+    notify_quiet: tuple[int, int] | None = None
+    notify_sound: bool = True
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def given(self, key: str) -> bool:
@@ -196,6 +208,23 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> C
     if wants and not _approved(project, digest):
         raise ApprovalNeeded(project / PROJECT_FILE, wants, digest)
     return _checked(project, chosen, sources)
+
+
+def users_own(prefix: str) -> dict[str, Any]:
+    """The settings whose key starts with `prefix`, by field, from the user's file alone (no project is at hand).
+
+    Raises ConfigError.
+    """
+    user_file = read(paths.config_file())
+    _reject_unknown(paths.config_file(), user_file)
+    found = {}
+    for row in SETTINGS:
+        if row.key.startswith(prefix):
+            entry = user_file.get(row.key)
+            where = f"{paths.config_file()}:{entry.line}" if entry else ""
+            base = paths.config_file().parent
+            found[row.field] = row.default if entry is None else _parse(row, entry.value, base, where)
+    return found
 
 
 def _parse(row: Setting, raw: Any, base: Path, source: str) -> Any:

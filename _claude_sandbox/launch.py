@@ -20,6 +20,7 @@ from _claude_sandbox import (
     first_run,
     login,
     login_sync,
+    panes,
     paths,
     remote,
     settings,
@@ -102,11 +103,16 @@ def time_zone(environ: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class Session:
-    """A command on the user's terminal, and what to do after it; can travel through a file."""
+    """A command on the user's terminal, and what to do after it; can travel through a file.
+
+    `uuid` (CLAUDE_SANDBOX_UUID in the guest) and `project` lead a hook event of this Claude to its terminal.
+    """
 
     command: Command
     vm: str
     settings: str
+    uuid: str = ""
+    project: str = ""
 
     def save(self, path: Path) -> None:
         """Write it (it holds the credential) to a 0600 file that is read once."""
@@ -119,6 +125,8 @@ class Session:
                     "hidden": sorted(self.command.hidden),
                     "vm": self.vm,
                     "settings": self.settings,
+                    "uuid": self.uuid,
+                    "project": self.project,
                     "environ": {k: v for k, v in os.environ.items() if not k.startswith("TMUX")},
                 }
             ).encode(),
@@ -136,7 +144,7 @@ class Session:
         os.environ.update({**data["environ"], **keep})
         env = {**data["env"], "TERM": guest_term(os.environ.get("TERM", ""))}
         command = Command(tuple(data["argv"]), env, hidden=frozenset(data["hidden"]))
-        return cls(command, data["vm"], data["settings"])
+        return cls(command, data["vm"], data["settings"], data["uuid"], data["project"])
 
 
 def _login(ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None = None) -> login.Login:
@@ -257,7 +265,8 @@ def run_claude(
     first_boot.mention_old_claude(ctx, instance)
     line = remote.claude_line(boot.project_point(instance), arguments)
     command = ctx.guest(instance).session(line, given.env, tty=tty)
-    session = Session(command, instance.name, str(config.settings))
+    uuid = given.env["CLAUDE_SANDBOX_UUID"]
+    session = Session(command, instance.name, str(config.settings), uuid, str(config.project))
     if tty and not tmux.inside() and tmux.usable() and terminal.own_tty():
         return _in_new_tmux(ctx, tmux, session)
     if tty and tmux.inside():
@@ -317,8 +326,8 @@ def code_path(file: Path) -> Path:
 
 def run_session(ctx: Context, session: Session) -> int:
     """Run it on this terminal, leave the terminal clean and take a changed login back."""
-    with terminal.restored() as broken:
-        code = ctx.runner.foreground(session.command)
+    with terminal.restored() as broken, _recorded(ctx, session) as started:
+        code = ctx.runner.foreground(session.command, on_start=started)
         broken(code == SSH_FAILED)
     instance = ctx.lima.peek(session.vm)
     if instance is not None and code != SSH_FAILED:
@@ -336,6 +345,12 @@ def run_session(ctx: Context, session: Session) -> int:
             "`claude-sandbox -- --continue` takes the conversation up again.",
         )
     return code
+
+
+def _recorded(ctx: Context, session: Session) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    return panes.recorded(
+        ctx.runner, uuid=session.uuid, sandbox=session.vm, project=session.project, warn=ctx.progress.warn
+    )
 
 
 def run_shell(

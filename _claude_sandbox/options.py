@@ -51,6 +51,15 @@ VERBS = {
              changes=False),
         Verb("list", "every sandbox, a line each", ("list", "list --json"), changes=False, project=False),
         Verb("info", "everything about this project's sandbox", ("info", "info --json"), changes=False),
+        Verb("watch", "a live view of every sandbox: what Claude wants, since when; keys to attach, answer, stop",
+             ("watch", "watch --json"), project=False),
+        Verb("next", "attach to the Claude that has waited longest for you (exit code 1: none does)",
+             ("next", "next --json"), project=False),
+        Verb("reply", "answer a Claude in its tmux pane: a choice of its dialog, or a text; without TEXT show what it asks",
+             ("reply app", "reply app yes", "reply app 2", "reply claude-sandbox-app -- --verbose, please", "reply ~/projects/app - < notes.txt"),
+             rest="TEXT", project=False),
+        Verb("notify", "show a test notification by every way, and say which of them work", ("notify test",),
+             changes=False, project=False),
         Verb("delete", "delete this project's sandbox, never a file of the project", ("delete", "delete -y")),
         Verb("prune", "delete sandboxes by name prefix, or those whose project is gone; free caches",
              ("prune", "prune claude-sandbox-test", "prune --orphans -y", "prune --cache"), project=False),
@@ -74,6 +83,7 @@ VERBS = {
         Verb("version", "print the version", ("version",), changes=False, project=False),
         Verb("help", "print this help, or that of a verb", ("help shell",), changes=False, project=False),
         Verb("_session", "run a prepared session (internal)", hidden=True),
+        Verb("_open", "show a session's terminal (internal)", project=False, hidden=True),
     )
 }  # fmt: skip
 
@@ -114,9 +124,27 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
         (("paths",), {"nargs": "*", "metavar": "PATH", "help": "only these files"}),
     ),
     "login": ((("--forget",), {"action": "store_true", "help": "remove the stored token"}),),
+    "reply": (
+        (("name",), {"metavar": "NAME", "help": "a VM's name, a project's name or its path"}),
+        (
+            ("text",),
+            {
+                "nargs": "?",
+                "metavar": "TEXT",
+                "help": "number or label of a choice, or a text; - reads stdin",
+            },
+        ),
+        (
+            ("--session",),
+            {"metavar": "ID", "help": "which session, if several wait (the beginning of its id)"},
+        ),
+        (("--seq",), {"metavar": "N", "help": "only if it still asks what it asked at this event"}),
+    ),
+    "notify": ((("action",), {"choices": ("test",), "help": "what to do"}),),
     "completion": ((("shell",), {"choices": ("bash", "zsh", "fish"), "help": "which shell"}),),
     "help": ((("verb",), {"nargs": "?", "default": "", "metavar": "VERB", "help": "which verb"}),),
     "_session": ((("file",), {"help": argparse.SUPPRESS}),),
+    "_open": ((("uuid",), {"help": argparse.SUPPRESS}),),
 }
 
 

@@ -54,6 +54,9 @@ mounts: [~/datasets:ro]
 proxy: host
 max-cpus: 8                   # what a project's file may ask for at most
 max-memory: 16GiB
+notify: [needs_input, failed] # not when Claude has merely finished
+notify.command: [/home/me/bin/to-my-phone]
+notify.quiet: 22:00-07:00
 ```
 
 A project's:

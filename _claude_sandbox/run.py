@@ -115,8 +115,11 @@ class Runner(Protocol):
         """
         ...
 
-    def foreground(self, command: Command) -> int:
-        """Run on the user's terminal; its exit code (128+N for signal N), Ctrl-C is the child's."""
+    def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
+        """Run on the user's terminal; its exit code (128+N for signal N), Ctrl-C is the child's.
+
+        `on_start` gets the process id.
+        """
         ...
 
     def exec(self, command: Command) -> NoReturn:
@@ -172,12 +175,14 @@ class LocalRunner:
             end_group(process)
             raise
 
-    def foreground(self, command: Command) -> int:
+    def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
         _log(command)
         # A handler instead of SIG_IGN: an ignored signal would be inherited by the child.
         previous = signal.signal(signal.SIGINT, lambda _number, _frame: None)
         try:
             process = subprocess.Popen(command.argv, env=command.environment(), cwd=command.cwd)
+            if on_start is not None:
+                on_start(process.pid)
             code = process.wait()
         except FileNotFoundError as error:
             raise missing_program(command.argv) from error
@@ -357,7 +362,7 @@ class DryRunner:
             return Result(0)
         return self._real.run(command, input=input, timeout=timeout, changes=False, limit=limit)
 
-    def foreground(self, command: Command) -> int:
+    def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
         self._show(str(command))
         return 0
 

@@ -1,22 +1,126 @@
-"""tmux: argv and parsing. The user's own server and configuration are used."""
+"""tmux: argv and parsing. The user's own server and configuration are used.
+
+Formats were tried with tmux 3.3a: `list-clients` knows its client's active pane, and server options.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from _claude_sandbox.run import Command, CommandNotFound, Runner
 
+# Fields of a format are parted by tabs; only the last one is free text.
+_CLIENT = ("#{client_tty}", "#{client_pid}", "#{client_activity}", "#{client_flags}", "#{client_termname}",
+           "#{focus-events}", "#{session_id}", "#{pane_id}")  # fmt: skip
+_PANE = ("#{pane_id}", "#{pid}", "#{pane_dead}", "#{pane_tty}", "#{session_id}", "#{window_id}",
+         "#{session_name}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Client:
+    """A terminal that is attached. `activity`: its last key, seconds since 1970; `pane`: the one with the cursor."""
+
+    tty: str
+    pid: int
+    activity: float
+    focused: bool
+    term: str
+    focus_events: bool
+    session: str
+    pane: str
+
+
+@dataclass(frozen=True)
+class Pane:
+    id: str
+    server_pid: int
+    dead: bool
+    tty: str
+    session: str
+    window: str
+    session_name: str
+
 
 class Tmux:
-    def __init__(self, runner: Runner) -> None:
+    """One tmux server: that of `socket` (a path), else the one that our environment means."""
+
+    def __init__(self, runner: Runner, socket: str = "") -> None:
         self.runner = runner
+        self.socket = socket
+
+    def command(self, *words: str) -> Command:
+        return Command(("tmux", *(("-S", self.socket) if self.socket else ()), *words))
+
+    def _rows(self, fields: Sequence[str], *words: str) -> list[list[str]]:
+        command = self.command(*words, "-F", "\t".join(fields))
+        result = self.runner.run(command, timeout=5, changes=False)
+        rows = [line.split("\t", len(fields) - 1) for line in result.text.splitlines()] if result.ok else []
+        return [row for row in rows if len(row) == len(fields)]
+
+    def clients(self) -> list[Client]:
+        """Attached terminals, the one that was used last first. Raises CommandNotFound."""
+        found = [
+            Client(
+                tty,
+                int(pid),
+                float(activity),
+                "focused" in flags.split(","),
+                term,
+                focus == "1",
+                session,
+                pane,
+            )
+            for tty, pid, activity, flags, term, focus, session, pane in self._rows(_CLIENT, "list-clients")
+            if pid.isdigit() and activity.isdigit()
+        ]
+        return sorted(found, key=lambda client: -client.activity)
+
+    def pane(self, pane: str) -> Pane | None:
+        """A pane by its id (`%7`); None when the server or the pane is gone. Raises CommandNotFound."""
+        for id, pid, dead, tty, session, window, name in self._rows(_PANE, "list-panes", "-a"):
+            if id == pane and pid.isdigit():
+                return Pane(id, int(pid), dead == "1", tty, session, window, name)
+        return None
+
+    def show(self, pane: Pane, client: Client | None) -> None:
+        """Make the pane the one that its session shows, and let `client` show that session."""
+        self.runner.run(self.command("select-window", "-t", pane.id), timeout=5)
+        self.runner.run(self.command("select-pane", "-t", pane.id), timeout=5)
+        if client is not None and client.session != pane.session:
+            self.runner.run(self.command("switch-client", "-c", client.tty, "-t", pane.session), timeout=5)
+
+    def screen(self, pane: str) -> str:
+        """What the pane shows, as text; wrapped lines are joined."""
+        command = self.command("capture-pane", "-p", "-J", "-t", pane)
+        return self.runner.run(command, timeout=5, changes=False).stdout.decode("utf-8", "replace")
+
+    def paste(self, pane: str, data: bytes, *, bracketed: bool) -> bool:
+        """Put bytes into the pane's terminal, as typed keys or as a bracketed paste, whatever mode it is in.
+
+        They go through tmux's buffer from stdin, so that no argv shows them.
+        """
+        name = f"claude-sandbox-{os.getpid()}-{time.monotonic_ns()}"
+        if not self.runner.run(self.command("load-buffer", "-b", name, "-"), input=data, timeout=5).ok:
+            return False
+        how = ("-p",) if bracketed else ()
+        return self.runner.run(
+            self.command("paste-buffer", *how, "-r", "-d", "-b", name, "-t", pane), timeout=5
+        ).ok
 
     @staticmethod
     def inside() -> bool:
         """Whether we run in a tmux pane."""
         return bool(os.environ.get("TMUX"))
+
+    @staticmethod
+    def own_client(runner: Runner) -> Client | None:
+        """The terminal that shows the pane in which we run."""
+        here = Tmux(runner, os.environ.get("TMUX", "").rpartition(",")[0].rpartition(",")[0])
+        return next((c for c in here.clients() if c.pane == os.environ.get("TMUX_PANE")), None)
 
     def usable(self) -> bool:
         """Whether tmux is installed."""
@@ -28,7 +132,7 @@ class Tmux:
     def sessions(self) -> list[str]:
         """Names of all sessions; empty when no server runs or there is no tmux."""
         try:
-            command = Command(("tmux", "list-sessions", "-F", "#{session_name}"))
+            command = self.command("list-sessions", "-F", "#{session_name}")
             result = self.runner.run(command, timeout=5, changes=False)
         except CommandNotFound:
             return []

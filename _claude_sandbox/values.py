@@ -143,6 +143,50 @@ def parse_from_host(value: object) -> bool:
     return value == "host"
 
 
+NOTIFY_STATES = ("needs_input", "failed", "done")
+
+
+def parse_notify(value: object) -> tuple[str, ...]:
+    """`on`, `off`, or the states of a Claude session that are told: needs_input, failed, done."""
+    if value in (True, "on") or value in (False, "off"):
+        return NOTIFY_STATES if value in (True, "on") else ()
+    states = tuple(dict.fromkeys(_items(value)))
+    if not states or not set(states) <= set(NOTIFY_STATES):
+        raise ValueError(f"{value!r} is not known; write on, off, or some of {', '.join(NOTIFY_STATES)}")
+    return states
+
+
+def parse_words(value: object) -> tuple[str, ...]:
+    """A command: a YAML list of its words, or one text that is split as a shell would, and run without one."""
+    import shlex
+
+    words = (
+        tuple(value)
+        if isinstance(value, list)
+        else tuple(shlex.split(value))
+        if isinstance(value, str)
+        else ()
+    )
+    if not words or not all(isinstance(word, str) and "\0" not in word for word in words) or not words[0]:
+        raise ValueError(f"{value!r} is no command; write a list of words, or one line")
+    return words
+
+
+def parse_hours(value: object) -> tuple[int, int]:
+    """`22:00-07:00` -> minutes of the day, from and until."""
+    match = re.fullmatch(r"(\d{1,2}):(\d\d)\s*-\s*(\d{1,2}):(\d\d)", str(value).strip(), re.ASCII)
+    h1, m1, h2, m2 = map(int, match.groups()) if match else (99, 0, 0, 0)
+    if h1 > 23 or h2 > 23 or m1 > 59 or m2 > 59 or (h1, m1) == (h2, m2):
+        raise ValueError(f"{value!r} is no time of the day; write FROM-UNTIL, like 22:00-07:00")
+    return h1 * 60 + m1, h2 * 60 + m2
+
+
+def parse_on_off(value: object) -> bool:
+    if value not in (True, False, "on", "off"):
+        raise ValueError(f"{value!r} is not known; write on or off")
+    return value in (True, "on")
+
+
 def _items(value: object) -> Iterable[str]:
     values = value if isinstance(value, list) else str(value).split(",")
     return [str(item).strip() for item in values if str(item).strip()]

@@ -93,8 +93,10 @@ class Recorder:
             logfile.write_bytes(result.stderr)
         return result
 
-    def foreground(self, command: Command) -> int:
+    def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
         self.calls.append(Call("foreground", command))
+        if on_start is not None:
+            on_start(CHILD)
         return self._answer(command).returncode
 
     def exec(self, command: Command) -> NoReturn:

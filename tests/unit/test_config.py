@@ -28,6 +28,10 @@ SAMPLES: dict[str, tuple[Any, Any, Any, Any]] = {
     "packages": (None, "", ["jq"], "git,gh"),
     "proxy": (None, "", None, "host"),
     "ca": (None, "", None, "host"),
+    "notify": (None, "", None, ["failed", "done"]),
+    "notify.command": (None, "", None, "say 'a b' c"),
+    "notify.quiet": (None, "", None, "22:00-7:00"),
+    "notify.sound": (None, "", None, "off"),
 }
 SHOWN = {
     "settings": ["/a", "/b", "/c", "/d"],
@@ -42,6 +46,10 @@ SHOWN = {
     "packages": ["", "", "jq", "git gh"],
     "proxy": ["", "", "", "True"],
     "ca": ["", "", "", "True"],
+    "notify": ["", "", "", "failed done"],
+    "notify.command": ["", "", "", "say a b c"],
+    "notify.quiet": ["", "", "", "1320 420"],
+    "notify.sound": ["", "", "", "False"],
 }
 LIMIT_KEYS = {"max-cpus", "max-memory", "max-disk"}
 

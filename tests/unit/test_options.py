@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # spec 1, written out.
 VERBS = [
-    "approve", "completion", "create", "delete", "doctor", "help", "info", "list", "login", "prune", "rebuild-tools-vm",
-    "restart", "settings", "setup", "shell", "start", "status", "stop", "stop-all", "uninstall", "update", "version",
+    "approve", "completion", "create", "delete", "doctor", "help", "info", "list", "login", "next", "notify",
+    "prune", "rebuild-tools-vm", "reply", "restart", "settings", "setup", "shell", "start", "status", "stop", "stop-all",
+    "uninstall", "update", "version", "watch",
 ]  # fmt: skip
 # spec 2.1: words, then where argparse puts the value.
 OPTIONS: list[tuple[list[str], str, object]] = [
@@ -53,7 +54,7 @@ OPTIONS: list[tuple[list[str], str, object]] = [
     (["-yd", "/p"], "dir", "/p"),
     (["-fy"], "yes", True),
 ]
-NEEDED = {"settings": ["diff"], "completion": ["bash"]}
+NEEDED = {"settings": ["diff"], "completion": ["bash"], "notify": ["test"], "reply": ["app"]}
 
 
 @pytest.mark.parametrize("name", ["", *VERBS])
@@ -106,7 +107,7 @@ def test_claude_s_own_options_are_not_ours() -> None:
     assert not chosen.help and not chosen.version and chosen.dir is None
 
 
-@pytest.mark.parametrize("name", [v for v in VERBS if v != "shell"])
+@pytest.mark.parametrize("name", [v for v in VERBS if v not in ("shell", "reply")])
 def test_verbs_that_run_no_program_take_no_dashes(name: str) -> None:
     with pytest.raises(UsageError, match="nothing may follow `--`"):
         options.parse([name, *NEEDED.get(name, []), "--", "x"])

@@ -19,7 +19,7 @@ def test_the_committed_page_is_the_generated_one() -> None:
 
 
 def rows() -> dict[str, list[str]]:
-    lines = [line for line in reference.markdown().splitlines() if re.match(r"\| `[a-z-]+` \|", line)]
+    lines = [line for line in reference.markdown().splitlines() if re.match(r"\| `[a-z.-]+` \|", line)]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return {row[0].strip("`"): row[1:] for row in cells}
 

@@ -183,3 +183,48 @@ def test_a_switch() -> None:
     for odd in ("yes", "true", 1, None):
         with pytest.raises(ValueError, match="write true or false"):
             values.parse_switch(odd)
+
+
+def test_what_is_notified() -> None:
+    assert values.parse_notify(True) == values.parse_notify("on") == ("needs_input", "failed", "done")
+    assert values.parse_notify(False) == values.parse_notify("off") == ()
+    assert values.parse_notify(["done", "done"]) == ("done",)
+    assert values.parse_notify("failed, needs_input") == ("failed", "needs_input")
+    for bad in ("", [], "working", ["done", "x"], None, 3, {"a": 1}):
+        with pytest.raises(ValueError):
+            values.parse_notify(bad)
+
+
+def test_a_command_is_words_and_no_shell() -> None:
+    assert values.parse_words(["a b", "$(id)", ""]) == ("a b", "$(id)", "")
+    assert values.parse_words("send --to 'my phone' | $HOME") == ("send", "--to", "my phone", "|", "$HOME")
+    for bad in ("", [], [""], [1], None, {"a": 1}, "it's", ["a\0"], True):
+        with pytest.raises(ValueError):
+            values.parse_words(bad)
+
+
+def test_quiet_hours() -> None:
+    assert values.parse_hours("22:00-07:00") == (1320, 420)
+    assert values.parse_hours(" 9:05 - 17:30 ") == (545, 1050)
+    for bad in (
+        "",
+        "22:00",
+        "24:00-07:00",
+        "22:60-07:00",
+        "22:00-22:00",
+        "22-7",
+        None,
+        7,
+        "22:00-07:00-08:00",
+    ):
+        with pytest.raises(ValueError):
+            values.parse_hours(bad)
+
+
+def test_on_and_off() -> None:
+    assert values.parse_on_off("on") is values.parse_on_off(True) is True
+    assert values.parse_on_off("off") is values.parse_on_off(False) is False
+    odd: list[object] = ["yes", None, [], 2]
+    for bad in odd:
+        with pytest.raises(ValueError):
+            values.parse_on_off(bad)

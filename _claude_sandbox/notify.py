@@ -1,0 +1,312 @@
+"""The hooks server's notifier: transitions in, notifications out, what the user does with them carried out.
+
+`consider` returns at once; one task does the work in order. What is told, and when, decides notice.Policy;
+by which way, this module: the desktop (or macOS), else attached terminals, which also get it when the user
+came by ssh; and the user's command, always.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _claude_sandbox import bring, config, panes, paths, remote, reply
+from _claude_sandbox.attention import DONE, Session, Transition
+from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.hookevent import clean
+from _claude_sandbox.notice import NORMAL, NOTIFIED, Action, Key, Notice, Policy, Show, quiet_left
+from _claude_sandbox.notifiers import Actions, Desktop, Failed, Log, Terminal, UserCommand, Way
+from _claude_sandbox.run import LocalRunner, Runner
+
+QUEUE = 2000  # transitions that wait for us; the server's limits keep it far below
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The user's rows of config.SETTINGS."""
+
+    states: tuple[str, ...] = NOTIFIED
+    command: tuple[str, ...] = ()
+    quiet: tuple[int, int] | None = None
+    sound: bool = True
+
+
+class UserSettings:
+    """The user's file, read again when it has changed. A wrong one is said in the log once; the last good counts."""
+
+    def __init__(self, log: Log) -> None:
+        self._log, self._stamp, self._settings = log, (-1, -1), Settings()
+
+    def __call__(self) -> Settings:
+        try:
+            info = os.stat(paths.config_file())
+            stamp = (info.st_mtime_ns, info.st_size)
+        except OSError:
+            stamp = (0, 0)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                rows = config.users_own("notify")
+                self._settings = Settings(
+                    rows["notify"], rows["notify_command"], rows["notify_quiet"], rows["notify_sound"]
+                )
+            except ClaudeSandboxError as error:
+                self._log(f"notifications go on as before: {error.brief}")
+        return self._settings
+
+
+class Notifier:
+    """Shows what needs the user. Made and used in the server's event loop.
+
+    `settings` is asked anew each time; `ways` are tried in order, `also` all of them; `looked_at` says whether
+    the user sees a session anyway (it may block: it runs in a thread); `projects` are those that exist;
+    `answered` is told of an answer that was typed from a notification.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        settings: Callable[[], Settings] | None = None,
+        ways: Sequence[Way] | None = None,
+        also: Sequence[Way] | None = None,
+        runner: Runner | None = None,
+        looked_at: Callable[[Session], bool] | None = None,
+        projects: Callable[[], Iterable[str]] = tuple,
+        answered: Callable[[reply.Replied], None] = lambda replied: None,
+    ) -> None:
+        self._log = log
+        self._settings = settings or UserSettings(log)
+        self._runner = runner or LocalRunner()
+        self._terminal = Terminal(self._runner)
+        self._ways = tuple(ways) if ways is not None else (*self._own_ways(), self._terminal)
+        command = UserCommand(self._runner, lambda: self._settings().command, log)
+        self._also = tuple(also) if also is not None else (command,)
+        self._looked_at = looked_at or self._sees
+        self._answered = answered
+        self._policy = Policy((), projects)
+        self._latest: dict[Key, Session] = {}
+        self._queue: asyncio.Queue[Transition] = asyncio.Queue(QUEUE)
+        self._worker: asyncio.Task[None] | None = None
+        self._actions: set[asyncio.Task[None]] = set()
+        self._troubles: dict[str, str] = {}
+
+    def _own_ways(self) -> tuple[Way, ...]:
+        if sys.platform == "darwin":
+            from _claude_sandbox.notifier_mac import Mac
+
+            return (Mac(self._runner, open_line),)
+        return (Desktop(environment),)
+
+    # -- the server's side -----------------------------------------------------------------------
+
+    def consider(self, transition: Transition) -> None:
+        """Take a transition; returns at once. Call it in the order in which they happened."""
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+        try:
+            self._queue.put_nowait(transition)
+        except asyncio.QueueFull:
+            self._log(f"too many transitions at once: one of {transition.after.sandbox} is not notified")
+
+    async def test(self) -> list[str]:
+        """Show a notification by every way; a line for each: `desktop: shown`, `terminal: why not`."""
+        session = Session(
+            "test", "claude-sandbox-test", str(paths.home()), "", DONE, time.time_ns(), "A test"
+        )
+        notice = Notice(
+            ("", "test"),
+            "Claude [test]",
+            "This is how you hear of a sandbox that needs you.",
+            NORMAL,
+            (session,),
+        )
+        lines = []
+        for way in (*self._ways, *self._also):
+            try:
+                if isinstance(way, UserCommand) and self._settings().command:
+                    done = await way.run(notice)
+                    lines.append(f"{way.name}: {'it ran' if done else 'it failed; the log says how'}")
+                    continue
+                if isinstance(way, Terminal):
+                    everybody = await asyncio.to_thread(panes.everything)
+                    notice = _for_terminals(notice, everybody)
+                await way.show(notice, sound=self._settings().sound, actions=self._what_to_do())
+                lines.append(f"{way.name}: shown")
+            except Failed as error:
+                lines.append(f"{way.name}: {error}")
+        return lines
+
+    async def settle(self) -> None:
+        """Until everything that was handed over has been dealt with (for tests)."""
+        await self._queue.join()
+        while self._actions:
+            await asyncio.gather(*self._actions)
+
+    async def close(self) -> None:
+        """End the work and withdraw what shows."""
+        for task in (self._worker, *self._actions):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        for way in (*self._ways, *self._also):
+            await way.close()
+
+    # -- the work --------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            now = time.monotonic()
+            due = self._policy.due(now, quiet=self._quiet())
+            try:
+                transition = await asyncio.wait_for(
+                    self._queue.get(), min(due, 60.0) if due is not None else None
+                )
+            except TimeoutError:
+                await self._carry_out(self._policy.flush(time.monotonic(), quiet=self._quiet()))
+                continue
+            try:
+                await self._carry_out(await self._decide(transition))
+            except Exception as error:  # noqa: BLE001 - the next transition must still be told
+                self._log(f"notification of {transition.after.sandbox}: {type(error).__name__}: {error}")
+            finally:
+                self._queue.task_done()
+
+    async def _decide(self, transition: Transition) -> list[Action]:
+        after, event = transition.after, transition.event
+        self._latest.pop(after.key, None)
+        self._latest[after.key] = after
+        while len(self._latest) > QUEUE:
+            del self._latest[next(iter(self._latest))]
+        self._policy.states = frozenset(self._settings().states)
+        age = (time.time_ns() - event.received_ns) / 1e9 if event else 0.0
+        seen = self._policy.is_news(transition, age) and await asyncio.to_thread(self._looked_at, after)
+        return self._policy.add(transition, time.monotonic(), quiet=self._quiet(), looked_at=seen, age=age)
+
+    def _quiet(self) -> float:
+        clock = time.localtime()
+        minute = clock.tm_hour * 60 + clock.tm_min + clock.tm_sec / 60
+        return quiet_left(self._settings().quiet, minute)
+
+    def _sees(self, session: Session) -> bool:
+        record = panes.of(session.uuid, session.sandbox)
+        return record is not None and panes.looked_at(record, self._runner)
+
+    async def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Show):
+                await self._show(action.notice)
+            else:
+                for way in (*self._ways, *self._also):
+                    try:
+                        await way.withdraw(action.key)
+                    except Exception as error:  # noqa: BLE001 - a way that broke down has nothing to withdraw
+                        self._trouble(way.name, f"{type(error).__name__}: {error}")
+
+    async def _show(self, notice: Notice) -> None:
+        sound, shown = self._settings().sound, False
+        far = await asyncio.to_thread(self._far, notice)
+        for way in self._ways:
+            if shown and not (far and way is self._terminal):
+                continue
+            shown = await self._try(way, notice, sound) or shown
+        for way in self._also:
+            if not isinstance(way, UserCommand) or self._settings().command:
+                await self._try(way, notice, sound)
+        if not shown:
+            self._log(f"not shown: {notice.title}: {clean(notice.body, 100)}")
+
+    async def _try(self, way: Way, notice: Notice, sound: bool) -> bool:
+        try:
+            await way.show(notice, sound=sound, actions=self._what_to_do())
+        except Failed as error:
+            self._trouble(way.name, str(error))
+            return False
+        self._troubles.pop(way.name, None)
+        return True
+
+    def _trouble(self, way: str, why: str) -> None:
+        """Into the log, once as long as it is the same."""
+        if self._troubles.get(way) != why:
+            self._troubles[way] = why
+            self._log(f"{way}: {why}")
+
+    @staticmethod
+    def _far(notice: Notice) -> bool:
+        """Whether a session of it was started over ssh: its user does not sit at this host's screen."""
+        records = (panes.of(s.uuid, s.sandbox) for s in notice.sessions)
+        return any(record is not None and record.remote for record in records)
+
+    # -- what the user does with it ----------------------------------------------------------------
+
+    def _what_to_do(self) -> Actions:
+        return Actions(
+            open=lambda notice: self._task(self._open(notice)),
+            reply=lambda notice, text: self._task(self._reply(notice, text)),
+        )
+
+    def _task(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._actions.add(task)
+        task.add_done_callback(self._actions.discard)
+
+    async def _open(self, notice: Notice) -> None:
+        """To the session of the notice; of a summary's, to the one that has waited longest."""
+        sessions = [self._latest.get(s.key, s) for s in notice.sessions]
+        waiting = sorted((s for s in sessions if s.state in NOTIFIED), key=lambda s: s.since_ns)
+        for session in waiting or sessions:
+            record = await asyncio.to_thread(panes.of, session.uuid, session.sandbox)
+            if record is not None:
+                brought = await asyncio.to_thread(bring.bring, record, self._runner)
+                if not brought.shown:
+                    await self._tell(notice, brought.hint)
+                return
+        await self._tell(notice, f"Go there with: claude-sandbox -d {sessions[0].project}")
+
+    async def _reply(self, notice: Notice, text: str) -> None:
+        session = notice.session
+        if session is None:
+            return
+        try:
+            replied = await asyncio.to_thread(
+                reply.reply, session, text, self._runner, now=lambda: self._latest.get(session.key, session)
+            )
+            self._answered(replied)
+        except ClaudeSandboxError as error:
+            await self._tell(notice, f"Not sent. {error.brief}")
+
+    async def _tell(self, notice: Notice, text: str) -> None:
+        told = Notice(("", f"told {notice.key}"), notice.title, clean(text, 300), NORMAL, notice.sessions)
+        for way in self._ways:
+            if await self._try(way, told, False):
+                return
+
+
+def _for_terminals(notice: Notice, records: Iterable[panes.Record]) -> Notice:
+    """A test notice as one of every living session: so it reaches all their terminals."""
+    sessions = tuple(
+        Session(r.uuid, r.sandbox, r.project, r.uuid, DONE, time.time_ns(), "A test") for r in records
+    )
+    return Notice(notice.key, notice.title, notice.body, notice.urgency, sessions)
+
+
+def environment() -> Mapping[str, str]:
+    """The desktop's variables: our own, and what ours lack from the newest session's terminal."""
+    own = {name: value for name, value in os.environ.items() if value}
+    return own if own.get("DBUS_SESSION_BUS_ADDRESS") else {**own, **panes.desktop()}
+
+
+def open_line(uuid: str) -> str:
+    """A line for sh that brings the user to a session: of our own words, the name is checked."""
+    import claude_sandbox
+
+    program = str(Path(claude_sandbox.__file__))
+    return remote.shell_quote((sys.executable, program, "_open", uuid))
