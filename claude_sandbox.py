@@ -7,12 +7,23 @@ import sys
 from _claude_sandbox import __version__
 from _claude_sandbox.errors import ClaudeSandboxError
 
-__all__ = ["ClaudeSandboxError", "__version__", "main", "main_rebuild_tools_vm"]
+__all__ = [
+    "ClaudeSandboxError",
+    "__version__",
+    "main",
+    "main_audio_server",
+    "main_hooks_server",
+    "main_rebuild_tools_vm",
+]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (spec/vocabulary.md)."""
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["_hooks-server"]:
+        return main_hooks_server(words[1:])
+    if words[:1] == ["_audio-server"]:
+        return main_audio_server(words[1:])
     if "shell" in words:
         from _claude_sandbox import warm
 
@@ -25,6 +36,20 @@ def main(argv: list[str] | None = None) -> int:
 def main_rebuild_tools_vm() -> int:
     """The executable `rebuild-tools-vm`: the verb of that name."""
     return main(["rebuild-tools-vm", *sys.argv[1:]])
+
+
+def main_hooks_server(argv: list[str] | None = None) -> int:
+    """The executable `claude-hooks-server`."""
+    from _claude_sandbox import servers
+
+    return servers.hooks_server(sys.argv[1:] if argv is None else argv)
+
+
+def main_audio_server(argv: list[str] | None = None) -> int:
+    """The executable `claude-audio-server`."""
+    from _claude_sandbox import servers
+
+    return servers.audio_server(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

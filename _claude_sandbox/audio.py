@@ -21,6 +21,7 @@ from aiohttp import HttpVersion11, web
 
 from _claude_sandbox import capture
 from _claude_sandbox.capture import BYTES_PER_SECOND, Plan, Silence
+from _claude_sandbox.run import CommandNotFound
 
 Spawn = Callable[[Sequence[str]], Awaitable[asyncio.subprocess.Process]]
 Log = Callable[[str], None]
@@ -53,7 +54,9 @@ class Capture:
     async def read(self, timeout: float) -> bytes:
         """The next bytes; none at the program's end. Raises TimeoutError."""
         assert self._process.stdout is not None
-        return await asyncio.wait_for(self._process.stdout.read(self._limits.chunk), timeout)
+        # Not wait_for, which in Python 3.11 can lose a cancellation, and with it the end of a recording.
+        async with asyncio.timeout(timeout):
+            return await self._process.stdout.read(self._limits.chunk)
 
     async def end(self) -> bool:
         """End the whole group; whether it is gone for sure."""
@@ -69,7 +72,8 @@ class Capture:
             while await self.read(1):
                 pass
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), 1)
+            async with asyncio.timeout(1):
+                await self._process.wait()
         return gone
 
     def _signal(self, number: int) -> bool:
@@ -213,9 +217,7 @@ class Line:
             # A client that leaves cancels this; the lock is free only when the program has gone.
             async with self._desk.capture(self.name, plan) as running:
                 return await self._pass_on(request, running)
-        except OSError as error:
-            if isinstance(error, ConnectionError):
-                raise
+        except (CommandNotFound, PermissionError) as error:
             self._desk.log(f"{self.name}: {plan.argv[0]}: {error}")
             raise Refused(503, "the capture program does not start; see the audio server's log") from error
         finally:
@@ -249,7 +251,8 @@ class Line:
     async def _patiently(self, request: web.BaseRequest, writing: Coroutine[None, None, None]) -> None:
         """Wait for the client to take it, not for long. Raises ConnectionResetError when it is dropped."""
         try:
-            await asyncio.wait_for(writing, self._desk.limits.reader)
+            async with asyncio.timeout(self._desk.limits.reader):
+                await writing
         except TimeoutError:
             self._desk.log(f"{self.name}: dropped a client that did not read")
             if request.transport is not None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from _claude_sandbox import __version__, run
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
-from _claude_sandbox.files import listens, lock, read_json, write_json
+from _claude_sandbox.files import is_locked, listens, lock, read_json, write_json
 from _claude_sandbox.run import Command
 
 START_SECONDS, STOP_SECONDS = 30.0, 8.0
@@ -82,17 +82,7 @@ class Daemon:
 
 def held(daemon: Daemon) -> bool:
     """Whether a server of this user lives (it may be starting)."""
-    try:
-        fd = os.open(daemon.lock_file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return is_locked(daemon.lock_file)
 
 
 def running(daemon: Daemon) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import boot, change, create, find, first_boot, freeze, template, vm
+from _claude_sandbox import boot, change, create, find, first_boot, freeze, template, vm, voice
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import (
@@ -258,7 +258,7 @@ def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
 
 
 def stop_all(ctx: Context, *, force: bool = False) -> list[Sandbox]:
-    """Stop every running sandbox of ours; returns those that were stopped."""
+    """Stop every running sandbox of ours, then the audio server; returns those sandboxes that were stopped."""
     stopped = []
     for instance in find.ours(ctx):
         if instance.status != STOPPED or force:
@@ -271,6 +271,8 @@ def stop_all(ctx: Context, *, force: bool = False) -> list[Sandbox]:
                     _working_or_cancel(ctx, current)
                 boot.stop(ctx, current, force=force)
                 stopped.append(Sandbox.of(ctx.lima.get(instance.name) or current))
+    if not ctx.dry:
+        voice.stop()
     return stopped
 
 

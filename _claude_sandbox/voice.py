@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox import capture, paths
 from _claude_sandbox.errors import ClaudeSandboxError
@@ -98,12 +98,14 @@ def all_held() -> list[Grant]:
 
 
 def _read(file: Path) -> Grant | None:
+    """None for anything but what `Grant.write` writes."""
     value = read_json(file) or {}
-    numbers, command = [value.get(key) for key in ("uid", "pid", "started")], value.get("command")
-    texts = [value.get(key) for key in _TEXTS]
+    texts: list[Any] = [value.get(key) for key in _TEXTS]
+    numbers: list[Any] = [value.get(key) for key in ("uid", "pid", "started")]
+    command = value.get("command")
     if value.get("schema") != SCHEMA or not all(isinstance(text, str) and text for text in texts):
         return None
-    if not all(isinstance(n, int | float) for n in numbers) or not isinstance(command, list):
+    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(command, list):
         return None
     name, folder, host, ssh_config = texts
     uid, pid, started = numbers
@@ -131,10 +133,8 @@ def granted(
     instance: Instance, *, uid: int, command: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[None]:
     """Around a session that may record. Trouble is a warning, never a stop."""
-    from _claude_sandbox import guest
-
     grant = Grant(
-        guest.Guest.tag(instance.dir), instance.name, instance.dir, instance.ssh_host, instance.ssh_config, uid,
+        instance.tag, instance.name, instance.dir, instance.ssh_host, instance.ssh_config, uid,
         os.getpid(), _started(os.getpid()) or 0.0, tuple(command),
     )  # fmt: skip
     try:

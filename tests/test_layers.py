@@ -22,19 +22,22 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "files", "progress", "hookevent"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
-     "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap", "attention", "daemon"),
+     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
-     "first_run", "notice", "dialog", "panes"),
+     "first_run", "notice", "dialog", "panes", "board", "hookintake", "hookcontrol", "capture"),
+    ("registration", "eventlog", "voice"),
+    ("hooks",),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "reply", "bring",
-     "notifiers"),
+     "notifiers", "audio"),
     ("context", "cache", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
     ("timings", "notifier_mac"),
     ("find", "notify", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image"),
-    ("first_boot", "tools_document", "attending"),
+    ("first_boot", "tools_document", "attending", "audiosign"),
     # 4 where steps are ordered
-    ("create", "launch"),
-    ("change", "tools_vm"),
+    ("create", "launch", "hookboxes"),
+    ("change", "tools_vm", "hookserver", "audioserver"),
+    ("servers",),
     ("sandbox",),
     # 5 what a user sees
     ("render",),
@@ -45,9 +48,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 )  # fmt: skip
 
 PROCESSES = {"subprocess", "multiprocessing"}
-HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio"}
+HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 # Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
-SERVER = {"notify", "notifiers", "notifier_mac"}
+SERVER = {"notify", "notifiers", "notifier_mac", "hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver",
+          "unixhttp", "audio", "audiosign", "audioserver"}  # fmt: skip
 
 
 def sources() -> list[Path]:
@@ -125,7 +129,7 @@ def test_only_run_starts_processes(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_heavy_imports_are_made_where_they_are_used(name: str) -> None:
-    heavy = HEAVY - {"asyncio"} if name in SERVER else HEAVY
+    heavy = HEAVY - {"asyncio", "aiohttp"} if name in SERVER else HEAVY
     found = [(target, line) for target, line in at_start(modules()[name]) if target.split(".")[0] in heavy]
     assert not found
 

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,13 @@ import pytest
 from _claude_sandbox import audio, capture
 from _claude_sandbox.audio import Desk, Limits, Line
 from _claude_sandbox.capture import BYTES_PER_SECOND, Plan, Silence
+from _claude_sandbox.run import Command, spawn_group
 
 WRAPPER = Path(capture.__file__).parent / "guest" / "voice.sh"
 ARECORD = ("-f", "S16_LE", "-r", "16000", "-c", "1", "-t", "raw", "-q", "-")
 PROBE = ("-f", "S16_LE", "-r", "16000", "-c", "1", "-t", "raw", "/dev/null")
-REC = tuple("-q --buffer 1024 -t raw -r 16000 -e signed -b 16 -c 1 -".split())
-UNTIL_SILENCE = (*REC, *"silence 1 0.1 3% 1 2.0 3%".split())
+REC = ("-q", "--buffer", "1024", "-t", "raw", "-r", "16000", "-e", "signed", "-b", "16", "-c", "1", "-")
+UNTIL_SILENCE = (*REC, *["silence", "1", "0.1", "3%", "1", "2.0", "3%"])
 QUICK = Limits(recording=30, first_sound=5, next_sound=5, reader=0.5, turn=0.3, header=0.5, term=0.3)
 
 
@@ -38,7 +39,7 @@ def tone(seconds: float, amplitude: float = 0.5) -> bytes:
 # with a child that does so too; or never say a thing; or fail.
 PLAYS = 'cat "$1"'
 FOR_EVER = 'while :; do cat "$1"; done'
-PACED = 'while :; do cat "$1"; sleep 3; done'
+PACED = 'while :; do head -c 3200 "$1"; sleep 0.1; done'
 STUBBORN = 'trap "" TERM; (trap "" TERM; while :; do sleep 1; done) & while :; do cat "$1"; sleep 0.05; done'
 MUTE = "exec sleep 600"
 FAILS = "echo no device >&2; exit 1"
@@ -58,12 +59,8 @@ class Bench:
         self.desk = Desk(self._spawn, self._changed, self.log.append, limits)
         self.lines: list[Line] = []
 
-    async def _spawn(self, argv: object) -> asyncio.subprocess.Process:
-        assert isinstance(argv, tuple)
-        return await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL, process_group=0,
-        )  # fmt: skip
+    async def _spawn(self, argv: Sequence[str]) -> asyncio.subprocess.Process:
+        return await spawn_group(Command(tuple(argv)))
 
     def _changed(self, name: str, pid: int | None) -> None:
         self.told.append((name, pid is not None))
@@ -216,7 +213,9 @@ def test_a_client_that_stops_reading_is_dropped_and_the_microphone_closed(bench:
     play(bench, test)
 
 
-def test_two_clients_of_one_sandbox_and_the_next_one_after(bench: Bench) -> None:
+def test_two_clients_of_one_sandbox_and_the_next_one_after(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Limits(turn=2, term=0.3))
+
     async def test() -> None:
         socket = await bench.open(PACED)
         first = await client(bench.directory, "arecord", *ARECORD, socket=socket)
