@@ -16,6 +16,7 @@ __all__ = [
     "Sandbox",
     "__version__",
     "main",
+    "main_audio_server",
     "main_hooks_server",
     "main_rebuild_tools_vm",
 ]
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["_hooks-server"]:
         return main_hooks_server(words[1:])
+    if words[:1] == ["_audio-server"]:
+        return main_audio_server(words[1:])
     if "shell" in words:
         from _claude_sandbox import warm
 
@@ -54,6 +57,13 @@ def main_hooks_server(argv: list[str] | None = None) -> int:
     from _claude_sandbox import servers
 
     return servers.hooks_server(sys.argv[1:] if argv is None else argv)
+
+
+def main_audio_server(argv: list[str] | None = None) -> int:
+    """The executable `claude-audio-server`."""
+    from _claude_sandbox import servers
+
+    return servers.audio_server(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from _claude_sandbox import config as configuration
-from _claude_sandbox import context, find, hooks, options, paths, render, sandbox, terminal
+from _claude_sandbox import context, find, hooks, options, paths, render, sandbox, terminal, voice
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import DryRunner, LocalRunner, Runner
@@ -387,7 +387,7 @@ def _status(call: Call) -> int:
         "base_vm": sandbox.base_name(call.ctx, chosen),
         "template": chosen.template or create.DEFAULT_TEMPLATE,
         "hooks_server": "Running" if hooks.running() else "Not running",
-        "audio_server": "Not running",
+        "audio_server": voice.status(),
         "vms": vms,
         "sessions": hooks.told_sessions({each.name: each.status for each in vms}),
     }

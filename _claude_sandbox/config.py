@@ -90,6 +90,8 @@ SETTINGS = (
             "move VMs around (default: linked to the base's)", ("--full-clone",), in_project=NEVER),
     Setting("mounts", _mounts, (), "share another host directory, read-only with :ro (repeatable)",
             ("--mount",), None, "DIR[:ro]", APPROVAL, repeat=True),
+    Setting("voice", _plain(values.parse_voice), False, "let Claude's /voice record with this host's microphone: "
+            "docs/voice.md (default: `false`)", ("--voice",), "CLAUDE_SANDBOX_VOICE_MODE", in_project=NEVER),
     Setting("packages", _plain(values.parse_packages), (), "packages of the guest's distribution to install "
             "when the sandbox is made"),
     Setting("proxy", _plain(values.parse_from_host), False, "`host`: pass the host's proxy variables to the guest",
@@ -110,6 +112,8 @@ SETTINGS = (
             "them is shown at their end if it still waits", in_project=NEVER),
     Setting("notify.sound", _plain(values.parse_on_off), True, "whether notifications make a sound (default: `on`)",
             in_project=NEVER),
+    Setting("voice.command", _plain(values.parse_words), (), "record with this command, which writes raw PCM (16 kHz, "
+            "mono, signed 16 bit, little-endian) to stdout: a list of words, or one line", in_project=NEVER),
 )  # fmt: skip
 BY_KEY = {row.key: row for row in SETTINGS}
 
@@ -135,6 +139,8 @@ class Config:
     notify_command: tuple[str, ...] = ()
     notify_quiet: tuple[int, int] | None = None
     notify_sound: bool = True
+    voice: bool = False
+    voice_command: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def given(self, key: str) -> bool:

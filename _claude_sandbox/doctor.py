@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import accel, daemon, golden, hooks, host, identity, lima_install, paths, vm
+from _claude_sandbox import accel, capture, daemon, golden, hooks, host, identity, lima_install, paths, vm
+from _claude_sandbox.config import users_own
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.run import Command, Runner
 
@@ -45,6 +46,7 @@ def checks(runner: Runner) -> list[Check]:
         ("ssh", lambda: _program("ssh", "reaches into the VM")),
         ("tmux", lambda: _program("tmux", "keeps a session when the terminal closes", required=False)),
         *([("firmware", _firmware)] if linux else []),
+        ("voice", _voice),
         ("accelerator", lambda: _accelerator(runner)),
         ("LIMA_HOME", _lima_home),
         ("Lima's defaults", _lima_defaults),
@@ -125,6 +127,14 @@ def _accelerator(runner: Runner) -> Check:
         if result.text.strip() != "1":
             return Check("accelerator", False, "macOS offers no hypervisor here (kern.hv_support)")
     return Check("accelerator", True, found.kind + (f" ({found.reason})" if found.reason else ""))
+
+
+def _voice() -> Check:
+    """What --voice would record with. Nobody needs it who does not use it."""
+    plan = capture.plan(users_own("voice.")["voice_command"])
+    if plan.ok:
+        return Check("voice", True, f"{plan.argv[0]} reads the microphone, for sandboxes with --voice")
+    return Check("voice", None, f"--voice has no microphone: {plan.reason}", plan.remedy)
 
 
 def _lima_home() -> Check:

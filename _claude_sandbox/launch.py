@@ -26,6 +26,7 @@ from _claude_sandbox import (
     settings,
     settings_sync,
     terminal,
+    voice,
     warm,
 )
 from _claude_sandbox.config import PROJECT_FILE, Config
@@ -106,6 +107,7 @@ class Session:
     """A command on the user's terminal, and what to do after it; can travel through a file.
 
     `uuid` (CLAUDE_SANDBOX_UUID in the guest) and `project` lead a hook event of this Claude to its terminal.
+    `voice`: it may use the microphone, by this command if it names one.
     """
 
     command: Command
@@ -113,6 +115,7 @@ class Session:
     settings: str
     uuid: str = ""
     project: str = ""
+    voice: tuple[str, ...] | None = None
 
     def save(self, path: Path) -> None:
         """Write it (it holds the credential) to a 0600 file that is read once."""
@@ -127,6 +130,7 @@ class Session:
                     "settings": self.settings,
                     "uuid": self.uuid,
                     "project": self.project,
+                    "voice": self.voice,
                     "environ": {k: v for k, v in os.environ.items() if not k.startswith("TMUX")},
                 }
             ).encode(),
@@ -144,7 +148,8 @@ class Session:
         os.environ.update({**data["environ"], **keep})
         env = {**data["env"], "TERM": guest_term(os.environ.get("TERM", ""))}
         command = Command(tuple(data["argv"]), env, hidden=frozenset(data["hidden"]))
-        return cls(command, data["vm"], data["settings"], data["uuid"], data["project"])
+        voice = tuple(data["voice"]) if data["voice"] is not None else None
+        return cls(command, data["vm"], data["settings"], data["uuid"], data["project"], voice)
 
 
 def _login(ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None = None) -> login.Login:
@@ -260,13 +265,18 @@ def run_claude(
     tty = sys.stdin.isatty() and sys.stdout.isatty()
     live = tmux.live_session(instance.name) if tty and not new and not arguments else None
     if live:
+        if config.sources.get("voice", "").startswith("--"):
+            ctx.progress.note("This is the session that ran already; --voice counts for a new one (--new).")
         return _attach(ctx, tmux, live)
     given = bring_up_to_date(ctx, config, instance)
     first_boot.mention_old_claude(ctx, instance)
-    line = remote.claude_line(boot.project_point(instance), arguments)
+    if config.voice and (trouble := voice.trouble(config.voice_command)):
+        ctx.progress.warn(trouble)
+    line = remote.claude_line(boot.project_point(instance), arguments, voice=config.voice)
     command = ctx.guest(instance).session(line, given.env, tty=tty)
     uuid = given.env["CLAUDE_SANDBOX_UUID"]
-    session = Session(command, instance.name, str(config.settings), uuid, str(config.project))
+    microphone = config.voice_command if config.voice else None
+    session = Session(command, instance.name, str(config.settings), uuid, str(config.project), microphone)
     if tty and not tmux.inside() and tmux.usable() and terminal.own_tty():
         return _in_new_tmux(ctx, tmux, session)
     if tty and tmux.inside():
@@ -326,7 +336,7 @@ def code_path(file: Path) -> Path:
 
 def run_session(ctx: Context, session: Session) -> int:
     """Run it on this terminal, leave the terminal clean and take a changed login back."""
-    with terminal.restored() as broken, _recorded(ctx, session) as started:
+    with terminal.restored() as broken, _recorded(ctx, session) as started, _heard(ctx, session):
         code = ctx.runner.foreground(session.command, on_start=started)
         broken(code == SSH_FAILED)
     instance = ctx.lima.peek(session.vm)
@@ -351,6 +361,14 @@ def _recorded(ctx: Context, session: Session) -> contextlib.AbstractContextManag
     return panes.recorded(
         ctx.runner, uuid=session.uuid, sandbox=session.vm, project=session.project, warn=ctx.progress.warn
     )
+
+
+def _heard(ctx: Context, session: Session) -> contextlib.AbstractContextManager[None]:
+    """The grant for the microphone, for as long as the session runs."""
+    instance = ctx.lima.peek(session.vm) if session.voice is not None else None
+    if instance is None or session.voice is None:
+        return contextlib.nullcontext()
+    return voice.granted(instance, uid=ctx.user.uid, command=session.voice, warn=ctx.progress.warn)
 
 
 def run_shell(

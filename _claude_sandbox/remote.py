@@ -55,11 +55,15 @@ def session(ssh: Sequence[str], host: str, line: str, env: Mapping[str, str], tt
 # -- command lines -------------------------------------------------------------------------------
 
 
-def claude_line(directory: str, arguments: Sequence[str]) -> str:
+# Where the audio server puts `rec` and `arecord` (voice-hold.sh); the login shell has made PATH by then.
+_WITH_VOICE = 'PATH="$HOME/.claude-sandbox/voice:$PATH"; export PATH; '
+
+
+def claude_line(directory: str, arguments: Sequence[str], *, voice: bool = False) -> str:
     """The guest's command for `claude` with the user's arguments, in a login shell."""
     own = any(a == "--dangerously-skip-permissions" or a.startswith("--permission-mode") for a in arguments)
     argv = ["claude", *([] if own else ["--permission-mode", "bypassPermissions"]), *arguments]
-    return _in(directory, ["bash", "-lc", f"exec {shell_quote(argv)}"])
+    return _in(directory, ["bash", "-lc", f"{_WITH_VOICE if voice else ''}exec {shell_quote(argv)}"])
 
 
 def shell_line(directory: str, arguments: Sequence[str], *, tty: bool) -> str:

@@ -18,9 +18,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
 from _claude_sandbox.errors import ClaudeSandboxError
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 def _log(command: Command, how: str = "") -> None:
@@ -274,6 +277,20 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
             continue
 
 
+async def spawn(command: Command) -> asyncio.subprocess.Process:
+    """Start a child of this event loop with three pipes (its stdin ends with us). Raises CommandNotFound."""
+    import asyncio
+
+    _log(command, "spawn ")
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=command.environment(), cwd=command.cwd,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise missing_program(command.argv) from error
+
+
 class Child:
     """A process that lives as long as we want it: ours to end. Its stdin is a pipe that nothing is
     written to: its end tells the child that we are gone."""
@@ -336,6 +353,21 @@ def start_detached(command: Command, output: Path) -> Child:
         raise missing_program(command.argv) from error
     finally:
         os.close(fd)
+
+
+async def spawn_group(command: Command) -> asyncio.subprocess.Process:
+    """Start a child of this event loop in a process group of its own: nothing on stdin, a pipe from its stdout,
+    our stderr. Raises CommandNotFound."""
+    import asyncio
+
+    _log(command, "spawn ")
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=command.environment(),
+            cwd=command.cwd, process_group=0,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise missing_program(command.argv) from error
 
 
 class DryRunner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from _claude_sandbox import daemon, hooks
+from _claude_sandbox import daemon, hooks, voice
 from _claude_sandbox.errors import ClaudeSandboxError
 
 _HOOKS = """usage: claude-hooks-server [--help]
@@ -27,6 +27,23 @@ def hooks_server(arguments: Sequence[str]) -> int:
 def stop_all() -> None:
     """The verb `stop-all`, after the sandboxes: every server of this user. Raises ClaudeSandboxError."""
     hooks.stop()
+    voice.stop()
+
+
+_AUDIO = """usage: claude-audio-server [--help]
+
+Leads the microphone into sandboxes whose Claude was started with --voice, while they record. It is started
+when it is needed and ends when it is not.
+"""
+
+
+def audio_server(arguments: Sequence[str]) -> int:
+    """Returns the exit code."""
+    if list(arguments[:1]) == ["--worker"]:
+        from _claude_sandbox import audioserver
+
+        return audioserver.main(int(arguments[1]))
+    return _parent(arguments, voice.daemon, _AUDIO)
 
 
 def _parent(arguments: Sequence[str], found: Callable[[], daemon.Daemon], usage: str) -> int:

@@ -157,6 +157,20 @@ class Tmux:
         if not self.current_session().startswith("claude"):
             self.runner.run(Command(("tmux", "rename-session", name)), timeout=5)
 
+    def mark(self, name: str, text: str) -> None:
+        """Put `text` in front of a session's status line, or take it away again (the user's own comes back)."""
+        options = (("status-left", f"{text}#{{E:@claude_sandbox_left}}"), ("status-left-length", "60"))
+        if text:
+            left = self.runner.run(
+                self.command("show-options", "-gqv", "status-left"), timeout=5, changes=False
+            )
+            own = (("@claude_sandbox_left", left.text.rstrip("\n")), *options)
+            words = [("set-option", "-t", f"={name}:", key, value) for key, value in own]
+        else:
+            words = [("set-option", "-u", "-t", f"={name}:", key) for key, _ in options]
+        for word in words:
+            self.runner.run(self.command(*word), timeout=5)
+
     def new(self, name: str, argv: Sequence[str]) -> Command:
         """Make a session that runs `argv`, attached to this terminal."""
         return Command(("tmux", "new-session", "-s", name, "--", *argv))

@@ -136,6 +136,14 @@ def parse_switch(value: object) -> bool:
     return value
 
 
+def parse_voice(value: object) -> bool:
+    """true or false, in any case: from a flag, a file, or CLAUDE_SANDBOX_VOICE_MODE."""
+    text = str(value).strip().lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{value!r} is not known; write true or false")
+    return text == "true"
+
+
 def parse_from_host(value: object) -> bool:
     """`host` or `none`: whether a host setting is passed on to the guest."""
     if value not in ("host", "none", None):

@@ -38,12 +38,18 @@ TABLE: dict[str, tuple[Proof, ...]] = {
         "::test_stop_by_force_when_broken",
         "::test_restart_applies_changed_settings",
     ),
-    "1.4": ("blackbox/test_commands::test_stop_all_stops_ours_only", HOOKS),
+    "1.4": (
+        "blackbox/test_commands::test_stop_all_stops_ours_only",
+        "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
+        HOOKS,
+    ),
     "1.5": (HOOKS,),
     "1.6": (
         "blackbox/test_commands::test_status_of_an_empty_host",
         "::test_status_lists_ours_with_project_and_resources",
         "::test_status_as_json",
+        "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
+        "unit/test_audioserver::test_a_sandbox_can_record_only_while_its_session_lives",
         HOOKS,
     ),
     "1.7": (
@@ -91,7 +97,8 @@ TABLE: dict[str, tuple[Proof, ...]] = {
         "::test_arguments_behind_the_dashes_go_to_claude_unchanged",
         "::test_quiet_and_verbose",
         "unit/test_config::test_the_spec_s_names_of_flags_and_variables",
-        HOOKS,
+        "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
+        "integration/test_voice::test_a_tone_arrives_unchanged_and_the_microphone_closes",
     ),
     "2.2": (
         "blackbox/test_commands::test_help_and_version_need_nothing_installed",
@@ -104,7 +111,7 @@ TABLE: dict[str, tuple[Proof, ...]] = {
     "3.1": (
         "blackbox/test_sandbox::test_environment_variables_choose_base_template_and_settings",
         "blackbox/test_commands::test_status_shows_base_and_template_from_the_environment",
-        HOOKS,
+        "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
     ),
     "3.2": (
         "blackbox/test_sandbox::test_flag_beats_environment_beats_project_file_beats_user_file",

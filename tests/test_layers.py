@@ -22,20 +22,20 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "files", "progress", "hookevent"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
-     "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
+     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
-     "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog"),
-    ("registration", "eventlog"),
+     "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
+    ("registration", "eventlog", "voice"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
     ("context", "cache", "eventfeed", "completion", "lima_install", "settings_sync", "image_root", "tools_try",
      "panes"),
-    ("timings", "reply", "bring", "notifiers"),
+    ("timings", "reply", "bring", "notifiers", "audio"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
-    ("first_boot", "tools_document", "attending", "notify"),
+    ("first_boot", "tools_document", "attending", "notify", "audiosign"),
     # 4 where steps are ordered
     ("create", "launch", "hookboxes"),
-    ("change", "tools_vm", "hookserver"),
+    ("change", "tools_vm", "hookserver", "audioserver"),
     ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
@@ -49,7 +49,7 @@ PROCESSES = {"subprocess", "multiprocessing"}
 HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 # Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
 SERVER = {"hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp",
-          "notify", "notifiers", "notifier_mac"}  # fmt: skip
+          "notify", "notifiers", "notifier_mac", "audio", "audiosign", "audioserver"}  # fmt: skip
 
 
 def sources() -> list[Path]:

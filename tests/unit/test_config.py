@@ -32,6 +32,8 @@ SAMPLES: dict[str, tuple[Any, Any, Any, Any]] = {
     "notify.command": (None, "", None, "say 'a b' c"),
     "notify.quiet": (None, "", None, "22:00-7:00"),
     "notify.sound": (None, "", None, "off"),
+    "voice": (True, "TRUE", None, True),
+    "voice.command": (None, "", None, ["my-rec", "-x"]),
 }
 SHOWN = {
     "settings": ["/a", "/b", "/c", "/d"],
@@ -50,6 +52,8 @@ SHOWN = {
     "notify.command": ["", "", "", "say a b c"],
     "notify.quiet": ["", "", "", "1320 420"],
     "notify.sound": ["", "", "", "False"],
+    "voice": ["True", "True", "", "True"],
+    "voice.command": ["", "", "", "my-rec -x"],
 }
 LIMIT_KEYS = {"max-cpus", "max-memory", "max-disk"}
 
@@ -127,6 +131,7 @@ def test_the_spec_s_names_of_flags_and_variables() -> None:
         "disk": (("--disk",), None),
         "full-clone": (("--full-clone",), None),
         "mounts": (("--mount",), None),
+        "voice": (("--voice",), "CLAUDE_SANDBOX_VOICE_MODE"),
     }
 
 
@@ -280,7 +285,7 @@ def test_limits_without_the_user_s_word(project: Path, monkeypatch: pytest.Monke
 
 
 def test_what_a_project_file_may_never_set(project: Path) -> None:
-    for key in ("proxy", "ca", "max-cpus", "max-memory", "max-disk"):
+    for key in ("voice", "voice.command", "proxy", "ca", "max-cpus", "max-memory", "max-disk"):
         project_file(project, f"{key}: host\n")
         with pytest.raises(ConfigError, match=f"{key} can only be set in"):
             load(project)

@@ -1,0 +1,328 @@
+"""The audio server's process: grants of living sessions, the sign, its end; and a launch that gives a grant."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from _claude_sandbox import audiosign, daemon, lima, voice
+from _claude_sandbox.audio import Limits
+from _claude_sandbox.audioserver import Server
+from _claude_sandbox.capture import Plan
+from _claude_sandbox.files import read_json, write_json
+from _claude_sandbox.lima import Instance
+from _claude_sandbox.notice import Notice
+from _claude_sandbox.notifiers import Actions, Failed
+from _claude_sandbox.voice import Grant
+
+SOUND = ("sh", "-c", "while :; do printf 'sound.......'; sleep 0.02; done")
+
+
+@pytest.fixture(autouse=True)
+def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("_claude_sandbox.capture.plan", lambda command=(): Plan(tuple(command) or SOUND))
+    return home
+
+
+@pytest.fixture
+def session() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a Claude session."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def grant(home: Path, pid: int, *, name: str = "claude-sandbox-app", command: tuple[str, ...] = ()) -> Grant:
+    where = home / ".lima" / name
+    where.mkdir(parents=True, exist_ok=True)
+    started = voice._started(pid)
+    assert started is not None
+    made = Grant(
+        lima.tag(where), name, where, f"lima-{name}", where / "ssh.config", 501, pid, started, command
+    )
+    made.write()
+    return made
+
+
+class Ground:
+    """A server in this process with a forward that only notes its life."""
+
+    def __init__(self) -> None:
+        self.signs: list[tuple[str, bool]] = []
+        self.forwards: list[str] = []
+        self.scripts: list[str] = []
+        self.log: list[str] = []
+
+    def make(self, grant: Grant, _socket: Path, script: str, _log: object) -> Ground:
+        self.scripts.append(script)
+        return self
+
+    async def run(self) -> None:
+        self.forwards.append("up")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.forwards.append("down")
+
+    def play(self, test: Callable[[Server], Awaitable[None]], idle: float = 60) -> None:
+        async def whole() -> None:
+            server = Server(
+                forwards=self.make, sign=lambda name, on: self.signs.append((name, on)), log=self.log.append,
+                limits=Limits(term=0.3), idle=idle,
+            )  # fmt: skip
+            async with asyncio.timeout(40):
+                running = asyncio.create_task(server.run())
+                try:
+                    await test(server)
+                finally:
+                    server.stop_soon()
+                    await running
+
+        asyncio.run(whole())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not true():
+        assert time.monotonic() < deadline, "it did not come about"
+        await asyncio.sleep(0.02)
+
+
+async def record(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_unix_connection(socket)
+    writer.write(b"GET /v1/record HTTP/1.0\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+def test_a_sandbox_can_record_only_while_its_session_lives(
+    home: Path, session: subprocess.Popen[bytes]
+) -> None:
+    ground = Ground()
+
+    async def test(_server: Server) -> None:
+        given = grant(home, session.pid)
+        socket = voice.socket_of(given.tag)
+        await until(socket.exists)
+        assert socket.stat().st_mode & 0o777 == 0o600
+        reader, _writer = await record(socket)
+        assert (await reader.readexactly(12)) == b"sound......."
+        assert voice.recording() == [given.name]
+        assert ground.signs == [(given.name, True)]
+        pid = (read_json(voice.state_file()) or {})["recording"][given.name]["pid"]
+        session.kill()  # as by kill -9: nothing takes the grant back
+        session.wait()
+        await until(lambda: not socket.exists())
+        await reader.read()
+        assert ground.forwards == ["up", "down"]
+        assert ground.signs == [(given.name, True), (given.name, False)]
+        assert voice.recording() == []
+        assert not given.file().exists()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(pid, 0)
+
+    ground.play(test)
+
+
+def test_two_sessions_of_one_sandbox_share_the_socket(home: Path, session: subprocess.Popen[bytes]) -> None:
+    ground = Ground()
+
+    async def test(_server: Server) -> None:
+        own = grant(home, os.getpid())
+        grant(home, session.pid)
+        socket = voice.socket_of(own.tag)
+        await until(socket.exists)
+        own.file().unlink()
+        await asyncio.sleep(2.2)
+        assert socket.exists()
+        assert ground.forwards == ["up"]
+
+    ground.play(test)
+
+
+def test_the_user_s_own_program_records(home: Path) -> None:
+    ground = Ground()
+
+    async def test(_server: Server) -> None:
+        given = grant(home, os.getpid(), command=("sh", "-c", "echo mine"))
+        await until(voice.socket_of(given.tag).exists)
+        reader, _ = await record(voice.socket_of(given.tag))
+        assert await reader.read() == b"mine\n"
+
+    ground.play(test)
+
+
+def test_without_grants_it_ends_by_itself(home: Path) -> None:
+    ground = Ground()
+
+    async def test(_server: Server) -> None:
+        await until(lambda: "stopped" in ground.log)
+
+    ground.play(test, idle=0.1)
+
+
+def test_the_script_for_the_guest_brings_the_wrappers(
+    home: Path, tmp_path: Path, session: subprocess.Popen[bytes]
+) -> None:
+    ground = Ground()
+
+    async def test(_server: Server) -> None:
+        grant(home, session.pid)
+        await until(lambda: bool(ground.scripts))
+
+    ground.play(test)
+    done = subprocess.run(
+        ["sh", "-c", ground.scripts[0]], input=b"", capture_output=True, timeout=20,
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (b"ready\n", b"")
+    for name in ("rec", "arecord"):
+        file = tmp_path / ".claude-sandbox/voice" / name
+        assert file.read_text().rstrip("\n") == voice_script()
+        assert os.access(file, os.X_OK)
+
+
+def voice_script() -> str:
+    return (Path(voice.__file__).parent / "guest/voice.sh").read_text().rstrip("\n")
+
+
+def test_what_a_killed_server_left_is_ended(home: Path) -> None:
+    ground = Ground()
+    with (
+        subprocess.Popen(["sleep", "600"], process_group=0) as left,
+        subprocess.Popen(["sleep", "600"]) as other,
+    ):
+        recording = {
+            "claude-sandbox-app": {"pid": left.pid, "started": time.time()},
+            "claude-sandbox-b": {
+                "pid": other.pid,
+                "started": 1.0,
+            },  # the process id belongs to another by now
+            "claude-sandbox-c": {"pid": "x"},
+        }
+        write_json(voice.state_file(), {"schema": 1, "recording": recording})
+
+        async def test(_server: Server) -> None:
+            await until(lambda: left.poll() is not None)
+            assert other.poll() is None
+            assert voice.recording() == []
+
+        ground.play(test)
+        other.kill()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1, "name": 5}', '{"schema": 2}'])
+def test_a_grant_that_makes_no_sense_is_none(home: Path, text: str) -> None:
+    (voice.grants() / "aaaa.1.json").write_text(text)
+    assert voice.all_held() == []
+    assert not list(voice.grants().iterdir())
+
+
+def test_a_grant_of_another_process_with_that_id_is_none(
+    home: Path, session: subprocess.Popen[bytes]
+) -> None:
+    given = grant(home, session.pid)
+    value = json.loads(given.file().read_text())
+    given.file().write_text(json.dumps({**value, "started": value["started"] - 100}))
+    assert voice.all_held() == []
+
+
+# -- the real process ----------------------------------------------------------------------------
+
+
+def test_a_session_starts_the_server_and_takes_its_grant_back(home: Path) -> None:
+    where = home / ".lima" / "claude-sandbox-app"
+    where.mkdir(parents=True)
+    warnings: list[str] = []
+    try:
+        assert voice.status() == "Not running"
+        instance = Instance("claude-sandbox-app", lima.RUNNING, where)
+        with voice.granted(instance, uid=501, command=("true",), warn=warnings.append):
+            assert not warnings
+            assert voice.status() == "Running"
+            assert [each.name for each in voice.all_held()] == [instance.name]
+            socket = voice.socket_of(instance.tag)
+            _wait(socket.exists)
+            os.kill(
+                int(daemon.told(voice.daemon())["pid"]), signal.SIGTERM
+            )  # as a restart of the computer would
+            _wait(lambda: voice.status() == "Not running")
+            voice.ensure()
+            _wait(socket.exists)
+        assert voice.all_held() == []
+        _wait(lambda: not socket.exists())
+        assert voice.stop()
+        assert voice.status() == "Not running"
+        assert not voice.stop()
+    finally:
+        voice.stop()
+
+
+def _wait(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_server_that_does_not_start_is_a_warning(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    where = home / ".lima" / "claude-sandbox-app"
+    where.mkdir(parents=True)
+    warnings: list[str] = []
+    instance = Instance("claude-sandbox-app", lima.RUNNING, where)
+    with voice.granted(instance, uid=501, command=(), warn=warnings.append):
+        ran = True
+    assert ran
+    assert [text for text in warnings if text.startswith("Voice is off in this session")]
+
+
+# -- the sign ------------------------------------------------------------------------------------
+
+
+class Seen:
+    """A way that notes what it is given."""
+
+    name = "seen"
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.shown: dict[tuple[str, str], Notice] = {}
+
+    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
+        if self.fails:
+            raise Failed("no bus")
+        self.shown[notice.key] = notice
+
+    async def withdraw(self, key: tuple[str, str]) -> None:
+        self.shown.pop(key, None)
+
+    async def close(self) -> None:
+        return
+
+
+def test_the_notification_comes_and_goes(home: Path) -> None:
+    from recording import Recorder
+
+    async def test() -> None:
+        log: list[str] = []
+        runner, broken, good = Recorder(), Seen(fails=True), Seen()
+        sign = audiosign.Sign(runner, log.append, (broken, good))
+        sign("claude-sandbox-app", True)
+        await until(lambda: bool(good.shown))
+        (shown,) = good.shown.values()
+        assert (shown.title, shown.body) == ("Microphone open", "claude-sandbox-app is recording")
+        assert [line for line in log if "no bus" in line]
+        await sign.close()
+        assert not good.shown
+
+    asyncio.run(test())
