@@ -32,9 +32,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
      "panes"),
     ("timings", "reply", "bring", "notifiers", "audio"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
-    ("first_boot", "tools_document", "attending", "notify", "audiosign"),
+    ("first_boot", "tools_document", "attending", "notify"),
     # 4 where steps are ordered
-    ("create", "launch", "hookboxes"),
+    ("create", "launch", "hookboxes", "audiosign"),
     ("change", "tools_vm", "hookserver", "audioserver"),
     ("servers", "sandbox"),
     # 5 what a user sees
