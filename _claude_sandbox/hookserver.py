@@ -315,8 +315,9 @@ def main(fd: int) -> int:
 
 async def _serve(orphaned: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
-    forwards, notifier = _collaborators()
-    server = Server(forwards=forwards, notifier=notifier)
+    log = daemon.Log(hooks.state_directory() / "server.log")
+    forwards, notifier = _collaborators(log.say)
+    server = Server(forwards=forwards, notifier=notifier, log=log)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop_soon)
 
@@ -331,5 +332,6 @@ async def _serve(orphaned: Callable[[], None]) -> None:
     await server.run()
 
 
-def _collaborators() -> tuple[Forwards | None, Notifies | None]:
+def _collaborators(_say: Callable[[str], None]) -> tuple[Forwards | None, Notifies | None]:
+    """What carries events here from the guests, and what tells people. None: sockets and feed alone."""
     return None, None
