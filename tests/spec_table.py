@@ -41,15 +41,21 @@ TABLE: dict[str, tuple[Proof, ...]] = {
     "1.4": (
         "blackbox/test_commands::test_stop_all_stops_ours_only",
         "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
+        "blackbox/test_hook_verbs::test_sessions_are_shown_and_stop_asks",
         HOOKS,
     ),
-    "1.5": (HOOKS,),
+    "1.5": (
+        "blackbox/test_hook_verbs::test_events_and_restart_hooks",
+        "blackbox/test_hooks::test_after_a_stop_and_a_start_all_is_known",
+        "::test_a_killed_server_comes_back_and_nothing_is_lost_or_taken_twice",
+    ),
     "1.6": (
         "blackbox/test_commands::test_status_of_an_empty_host",
         "::test_status_lists_ours_with_project_and_resources",
         "::test_status_as_json",
         "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
         "unit/test_audioserver::test_a_sandbox_can_record_only_while_its_session_lives",
+        "blackbox/test_hook_verbs::test_sessions_are_shown_and_stop_asks",
         HOOKS,
     ),
     "1.7": (
