@@ -235,8 +235,9 @@ def test_the_scripts_for_ubuntus_image_as_far_as_registries_allow(user: Person, 
     ]  # fmt: skip
     assert guest(user, two, "jq -n 6*7; tree --version | cut -c1-4") == "42\ntree"
     assert run("system.sh", "go") == [], "a second boot runs nothing"
-    assert run("user.sh", "claude rustc uv gopls java kotlin") == [
-        line for name, code in (("claude", 7), ("rust", 7), ("gopls", 127), ("uv", 7), ("jvm", 7))
+    assert run("user.sh", "claude node typescript rustc uv gopls java kotlin") == [
+        line
+        for name, code in (("claude", 7), ("node", 7), ("npm_packages", 127), ("rust", 7), ("gopls", 127), ("uv", 7), ("jvm", 7))
         for line in (f"claude-sandbox: {name}", f"claude-sandbox: {name} FAILED ({code})")
     ]  # fmt: skip
     assert run("user.sh", "claude") == []
