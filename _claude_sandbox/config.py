@@ -192,7 +192,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> C
     _reject_unknown(project / PROJECT_FILE, project_file)
     for row in SETTINGS:
         if flags.get(row.key) is not None:  # 1. the command line
-            raw, source, base = flags[row.key], row.flags[-1], Path.cwd()
+            raw, source, base = flags[row.key], next(f for f in row.flags if f.startswith("--")), Path.cwd()
         elif row.env and environ.get(row.env):  # 2. the environment
             raw, source, base = environ[row.env], row.env, Path.cwd()
         elif row.key in project_file:  # 3. the project's file, as far as it may

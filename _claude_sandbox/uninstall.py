@@ -30,7 +30,8 @@ def uninstall(call: Call) -> int:
     disks = _disks()
     if disks:
         size = format_size(sum(each.size for each in disks))
-        print(f"    ({len(disks)} golden disks in it, {size}; one on which another VM stands stays)")
+        count = f"{len(disks)} golden disk" + ("" if len(disks) == 1 else "s")
+        print(f"    ({count} in it, {size}; one on which another VM stands stays)")
     print(f"This stays: {paths.home() / '.claude-sandbox'} (your settings and login), and every project.")
     if call.chosen.dry_run:
         return 0

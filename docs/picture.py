@@ -38,7 +38,7 @@ COMMANDS = (
     "info",
 )
 LINES = 200  # of the terminal; a longer output loses its beginning
-SCREEN = 30  # lines of the terminal with Claude in it
+SCREEN = 40  # lines of the terminal with Claude in it
 READY = "bypass permissions on"  # Claude waits for a request
 SETTLED = 5.0  # seconds without a change, after which the answer is whole
 TIMEOUT = 900.0  # seconds for one command

@@ -268,7 +268,8 @@ def test_a_grown_disk_with_partitions(machine: Machine) -> None:
 
 
 def test_the_hosts_certificates(machine: Machine) -> None:
-    one = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"
+    # Lines of base64 may look like keys of the file.
+    one = "-----BEGIN CERTIFICATE-----\nMIIB\nqau/YUqX\nusers:\n-----END CERTIFICATE-----"
     lines = "".join(f"    {line}\n" for line in one.splitlines())
     machine.change(
         "user-data", "bootcmd:\n", f"ca_certs:\n  trusted:\n  - |\n{lines}  - |\n{lines}bootcmd:\n"

@@ -214,7 +214,7 @@ apply_certificates() {
         /^[a-z]/ { inside = 0; key = $1 }
         inside && /^  remove_defaults: true/ { exit 3 }
         inside && /^  - \|/ { file = sprintf("%s/claude-sandbox-host-%d.crt", into, ++count); next }
-        inside && /^    / && file { sub(/^ +/, ""); print > file }
+        inside && /^    / && file { sub(/^ +/, ""); print > file; next }
         key == "bootcmd:" && /^- \|/ { heal = 0; items++ }
         key == "bootcmd:" && /^  # Work around the NIC rename race/ { healed++ }
         /^[a-z]/ && !/^(growpart|users|write_files|manage_resolv_conf|resolv_conf|bootcmd|mounts|packages|timezone|ca_certs):/ { exit 3 }
