@@ -18,9 +18,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from _claude_sandbox.errors import ClaudeSandboxError
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 def _log(command: Command, how: str = "") -> None:
@@ -30,6 +33,7 @@ def _log(command: Command, how: str = "") -> None:
         logging.getLogger("claude-sandbox").debug("+ %s%s", how, command)
 
 
+P = TypeVar("P", bound="asyncio.SubprocessProtocol")
 TIMED_OUT = 124  # the exit code of coreutils' timeout
 
 
@@ -267,6 +271,22 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
+
+
+async def spawn(command: Command, protocol: Callable[[], P]) -> tuple[asyncio.SubprocessTransport, P]:
+    """Start a child of the running event loop with three pipes, heard by a SubprocessProtocol.
+
+    Raises CommandNotFound.
+    """
+    import asyncio
+
+    _log(command, "spawn ")
+    try:
+        return await asyncio.get_running_loop().subprocess_exec(
+            protocol, *command.argv, env=command.environment(), cwd=command.cwd
+        )
+    except FileNotFoundError as error:
+        raise missing_program(command.argv) from error
 
 
 class DryRunner:

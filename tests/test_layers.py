@@ -22,13 +22,13 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "files", "progress"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
-     "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap"),
+     "forward", "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference"),
-    ("context", "cache", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
-    ("timings",),
+    ("context", "managed", "cache", "completion", "lima_install", "image_root", "tools_try"),
+    ("timings", "settings_sync"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image"),
     ("first_boot", "tools_document"),
     # 4 where steps are ordered
