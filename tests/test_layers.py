@@ -30,8 +30,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("hooks",),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "reply", "bring",
      "notifiers", "audio"),
-    ("context", "cache", "completion", "lima_install", "settings_sync", "image_root", "tools_try"),
-    ("timings", "notifier_mac"),
+    ("context", "managed", "cache", "completion", "lima_install", "image_root", "tools_try"),
+    ("timings", "notifier_mac", "settings_sync"),
     ("find", "notify", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image"),
     ("first_boot", "tools_document", "attending", "audiosign"),
     # 4 where steps are ordered
@@ -51,7 +51,7 @@ PROCESSES = {"subprocess", "multiprocessing"}
 HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 # Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
 SERVER = {"notify", "notifiers", "notifier_mac", "hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver",
-          "unixhttp", "audio", "audiosign", "audioserver"}  # fmt: skip
+          "unixhttp", "forward", "audio", "audiosign", "audioserver"}  # fmt: skip
 
 
 def sources() -> list[Path]:
