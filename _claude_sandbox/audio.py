@@ -166,8 +166,11 @@ class Line:
         )  # fmt: skip
         path.unlink(missing_ok=True)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._connection, path, backlog=limits.connections)
-        path.chmod(0o600)
+        before = os.umask(0o177)  # ours alone from its first moment
+        try:
+            self._server = await loop.create_unix_server(self._connection, path, backlog=limits.connections)
+        finally:
+            os.umask(before)
 
     def _connection(self) -> asyncio.BaseProtocol:
         assert self._web is not None

@@ -70,7 +70,8 @@ class Server:
 
     async def run(self) -> None:
         """Until `stop_soon`, or until nobody has needed it for a while."""
-        _end_leftovers(self._log)
+        for name in _end_leftovers(self._log):
+            self._sign(name, False)
         self._save()
         control = await asyncio.start_unix_server(self._controlled, voice.daemon().socket)
         self._log(f"started, version {daemon.version()}")
@@ -165,8 +166,8 @@ class Server:
             self._log(f"{voice.state_file()}: {error.strerror or error}")
 
 
-def _end_leftovers(log: Log) -> None:
-    """End capture programs of a server that was killed: it wrote down which ones ran."""
+def _end_leftovers(log: Log) -> list[str]:
+    """End capture programs of a server that was killed: it wrote down which ones ran, and for which VMs."""
     import psutil
 
     left = (read_json(voice.state_file()) or {}).get("recording")
@@ -181,6 +182,7 @@ def _end_leftovers(log: Log) -> None:
             ):
                 os.killpg(pid, signal.SIGKILL)
                 log(f"{name}: ended a capture program that a killed server left (process {pid})")
+    return list(left) if isinstance(left, dict) else []
 
 
 # -- its process ---------------------------------------------------------------------------------

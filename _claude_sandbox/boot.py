@@ -158,11 +158,12 @@ def boot_id(instance: Instance) -> str | None:
 
 
 def stamp(instance: Instance, document: Mapping[str, Any]) -> None:
-    """Remember that this boot was ready and where it has the project: a warm attach asks nobody."""
+    """Remember that this boot was ready, where it has the project, and as whom: a warm attach asks nobody."""
     boot, shares = boot_id(instance), template.shares_of(document)
     if boot:
         point = str(shares[0].point) if shares else ""
-        write_atomic(instance.dir / STAMP, os.fsencode(f"{boot}\n{point}"))
+        uid = template.uid_of(document)
+        write_atomic(instance.dir / STAMP, os.fsencode(f"{boot}\n{point}\n{uid}"))
 
 
 def seen_ready(instance: Instance) -> bool:
@@ -172,18 +173,28 @@ def seen_ready(instance: Instance) -> bool:
         return False
 
 
-def _stamped(instance: Instance) -> tuple[str, str]:
-    boot, _, point = os.fsdecode((instance.dir / STAMP).read_bytes()).partition("\n")
-    return boot, point
+def _stamped(instance: Instance) -> tuple[str, str, str]:
+    lines = os.fsdecode((instance.dir / STAMP).read_bytes()).split("\n")
+    boot, point, uid = (*lines, "", "")[:3]
+    return boot, point, uid
 
 
 def project_point(instance: Instance) -> str:
     """Where a running sandbox has its project (the first of its mounts)."""
     with contextlib.suppress(OSError):
-        boot, point = _stamped(instance)
+        boot, point, _ = _stamped(instance)
         if point and boot == boot_id(instance):
             return point
     return str(template.shares_of(read_document(instance))[0].point)
+
+
+def guest_uid(instance: Instance) -> int:
+    """The uid of a running sandbox's user."""
+    with contextlib.suppress(OSError, ValueError):
+        boot, _, uid = _stamped(instance)
+        if boot == boot_id(instance):
+            return int(uid)
+    return template.uid_of(read_document(instance))
 
 
 def wait_ready(ctx: Context, instance: Instance, timeout: float = 300) -> None:

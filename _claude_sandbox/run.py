@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from _claude_sandbox.errors import ClaudeSandboxError
 
@@ -33,6 +33,7 @@ def _log(command: Command, how: str = "") -> None:
         logging.getLogger("claude-sandbox").debug("+ %s%s", how, command)
 
 
+P = TypeVar("P", bound="asyncio.SubprocessProtocol")
 TIMED_OUT = 124  # the exit code of coreutils' timeout
 
 
@@ -277,16 +278,18 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
             continue
 
 
-async def spawn(command: Command) -> asyncio.subprocess.Process:
-    """Start a child of this event loop with three pipes (its stdin ends with us). Raises CommandNotFound."""
+async def spawn(command: Command, protocol: Callable[[], P]) -> tuple[asyncio.SubprocessTransport, P]:
+    """Start a child of the running event loop with three pipes, heard by a SubprocessProtocol.
+
+    Raises CommandNotFound.
+    """
     import asyncio
 
     _log(command, "spawn ")
     try:
-        return await asyncio.create_subprocess_exec(
-            *command.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=command.environment(), cwd=command.cwd,
-        )  # fmt: skip
+        return await asyncio.get_running_loop().subprocess_exec(
+            protocol, *command.argv, env=command.environment(), cwd=command.cwd
+        )
     except FileNotFoundError as error:
         raise missing_program(command.argv) from error
 

@@ -12,12 +12,12 @@ import hashlib
 import io
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from _claude_sandbox import credential, files, manifest, settings
+from _claude_sandbox import credential, files, managed, manifest, settings
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.first_run import (
     KEY_TAIL,
@@ -31,6 +31,7 @@ from _claude_sandbox.first_run import (
 from _claude_sandbox.guest import guest_script
 from _claude_sandbox.login import Collected, Login
 from _claude_sandbox.manifest import FileState, Manifest, Plan
+from _claude_sandbox.remote import shell_quote
 from _claude_sandbox.run import Result
 from _claude_sandbox.settings import SETTINGS, HostTree, Warn
 
@@ -57,7 +58,7 @@ class GuestLike(Protocol):
 class Seen:
     """What the guest says that it has. The raw files are None when they are missing.
 
-    `claude_json_cut`: ~/.claude.json is there and too large to be carried.
+    `claude_json_cut`: ~/.claude.json is there and too large to be carried. `managed` as managed.files.
     """
 
     base: Manifest
@@ -67,13 +68,15 @@ class Seen:
     claude_json_cut: bool
     git_keys: frozenset[str]
     credential: bytes | None = field(default=None, repr=False)
+    managed: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PrepareReport:
     """What a launch did. Paths are below ~/.claude in the guest; `kept` are the guest's own changes.
 
-    `saved` were changed on both sides: the guest's copies are in `saved_in` (there too).
+    `saved` were changed on both sides: the guest's copies are in `saved_in` (there too). `hooks`: Claude's
+    hooks are in place.
     """
 
     put: tuple[str, ...] = ()
@@ -83,6 +86,7 @@ class PrepareReport:
     saved_in: str = ""
     collected: Collected | None = None
     round_trips: int = 1
+    hooks: bool = True
 
 
 def prepare(
@@ -132,8 +136,10 @@ def fetch(guest: GuestLike) -> Seen:
     nested = " -o ".join(f"-path ./{path}" for path in manifest.NESTED_EXCLUDED)
     script = guest_script("settings-fetch.sh").replace("EXCLUDED)", "|".join(manifest.EXCLUDED) + ")", 1)
     script = script.replace("NESTED", rf"\( {nested} \) -prune -o")
+    wanted = {path: path.lstrip("/") for path in managed.files()}  # tar leaves out the slash
+    script = script.replace("MANAGED;", f"{shell_quote([*wanted])};", 1)
     result = guest.run(script, timeout=FETCH_TIMEOUT)
-    found, cut = read_tar(result.stdout, _ANSWER)
+    found, cut = read_tar(result.stdout, {*_ANSWER, *wanted.values()})
     if ".claude-sandbox/hashes" not in found:
         raise ClaudeSandboxError(
             "The sandbox did not tell what stands in its ~/.claude.",
@@ -155,10 +161,11 @@ def fetch(guest: GuestLike) -> Seen:
         claude_json_cut=cut,
         git_keys=frozenset(keys),
         credential=answer["credential"],
+        managed={path: found[name] for path, name in wanted.items() if name in found},
     )
 
 
-def read_tar(raw: bytes, expected: Mapping[str, object]) -> tuple[dict[str, bytes], bool]:
+def read_tar(raw: bytes, expected: Collection[str]) -> tuple[dict[str, bytes], bool]:
     """The expected regular files of a hostile tar, and whether it was cut off.
 
     Sparse members are refused: their size is a claim (gigabytes of zeros in a few bytes of tar).
@@ -189,6 +196,7 @@ class _Push:
         self.tree, self.seen, self.warn = tree, seen, warn
         self.plan: Plan = manifest.plan(seen.base.files, tree.files, seen.files)
         self.stamp = f"{manifest.SAVED}/{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        self.hooks = True
         self.aside: dict[str, bytes] = {}
         self.contents: dict[str, bytes | Callable[[], bytes]] = {}
         self._files()
@@ -196,6 +204,7 @@ class _Push:
         self._claude_json(login)
         self._credential(login)
         self._git(identity)
+        self._hooks()
         after = Manifest(tree.files, tree.mcp_states).encode()
         has_work = bool(self.contents or self.plan.remove)
         self.is_empty = not has_work and Manifest.decode(after) == seen.base
@@ -204,8 +213,9 @@ class _Push:
     def report(self, collected: Collected | None, round_trips: int) -> PrepareReport:
         saved = (*self.plan.save, *self.aside)
         plan = self.plan
+        where = self.stamp if saved else ""
         return PrepareReport(
-            plan.put, plan.remove, plan.keep, saved, self.stamp if saved else "", collected, round_trips
+            plan.put, plan.remove, plan.keep, saved, where, collected, round_trips, self.hooks
         )
 
     def send(self, guest: GuestLike) -> bool:
@@ -222,6 +232,7 @@ class _Push:
                 resolution="Its disk may be full: look with `claude-sandbox shell -- df -h`. "
                 "The next launch repeats it as a whole.",
             )
+        self.hooks = b"hooks-failed" not in result.stdout
         return True
 
     def tar(self) -> bytes:
@@ -297,6 +308,13 @@ class _Push:
             value = getattr(identity, key) if identity else ""
             if value and f"user.{key}" not in self.seen.git_keys:
                 self.contents[f"git.{key}"] = value.encode()
+
+    def _hooks(self) -> None:
+        """What makes Claude tell of itself, if it is not there as it should be."""
+        wanted = managed.files()
+        if self.seen.managed != wanted:
+            self.contents |= {f"root{path}": raw for path, raw in wanted.items()}
+            self.contents["hooks-setup.sh"] = guest_script("hooks-setup.sh").encode()
 
     def _expect(self) -> bytes:
         """What was merged must not have changed since: `sha256 path below HOME`, `-` for missing."""

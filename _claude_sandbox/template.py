@@ -7,6 +7,7 @@ them is dropped, not added to (spec 4.5). `differences` compares what Lima would
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,13 @@ def shares_of(document: Mapping[str, Any]) -> tuple[Share, ...]:
         point = _plain(str(mount.get("mountPoint") or location))
         shares.append(Share(Path(location), Path(point), bool(mount.get("writable"))))
     return tuple(shares)
+
+
+def uid_of(document: Mapping[str, Any]) -> int:
+    """The uid of the guest's user; Lima's default is the host's own."""
+    user = document.get("user")
+    uid = user.get("uid") if isinstance(user, dict) else None
+    return uid if isinstance(uid, int) else os.getuid()
 
 
 def _plain(text: str) -> str:

@@ -28,9 +28,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
      "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
     ("registration", "eventlog", "voice"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
-    ("context", "cache", "eventfeed", "completion", "lima_install", "settings_sync", "image_root", "tools_try",
+    ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
      "panes"),
-    ("timings", "reply", "bring", "notifiers", "audio"),
+    ("timings", "settings_sync", "reply", "bring", "notifiers", "audio"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
     ("first_boot", "tools_document", "attending", "notify"),
     # 4 where steps are ordered
@@ -48,7 +48,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 PROCESSES = {"subprocess", "multiprocessing"}
 HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 # Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
-SERVER = {"hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp",
+SERVER = {"hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp", "forward",
           "notify", "notifiers", "notifier_mac", "audio", "audiosign", "audioserver"}  # fmt: skip
 
 

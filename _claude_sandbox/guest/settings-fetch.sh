@@ -1,7 +1,7 @@
 # Tells the host, as one tar on stdout, what stands in this guest: the manifest of what the last
 # launch brought, the hashes of the files in ~/.claude, and the few files that the host merges.
 # POSIX sh with find, stat, sha256sum, cmp and tar (GNU or BusyBox). EXCLUDED and NESTED are put in
-# by settings_sync.py: Claude's own runtime state, which is never compared.
+# by settings_sync.py: Claude's own runtime state, which is never compared; and MANAGED: files of managed.py.
 set -u
 umask 077
 state=$HOME/.claude-sandbox
@@ -51,5 +51,8 @@ set --
 for file in .claude-sandbox/manifest.json .claude-sandbox/hashes .claude-sandbox/git \
     .claude/settings.json .claude/.credentials.json .claude.json; do
     if [ -f "$file" ]; then set -- "$@" "$file"; fi
+done
+for file in MANAGED; do
+    if [ -f "$file" ]; then set -- "$file" "$@"; fi
 done
 exec tar -chf - "$@"

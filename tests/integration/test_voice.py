@@ -35,7 +35,7 @@ touch forever; sleep 2
 for number in TERM KILL; do
     {ARECORD} >/dev/null & client=$!; sleep 4; kill -$number $client; wait $client; echo $number; sleep 4
 done
-{ARECORD} >/dev/null & sleep 3
+{ARECORD} >/dev/null 2>&1 & sleep 3
 """
 
 
@@ -72,7 +72,7 @@ def running(user: Person) -> int:
 
 
 def test_a_tone_arrives_unchanged_and_the_microphone_closes(user: Person, project: Path) -> None:
-    user.cs("shell", "--", AS_CLAUDE, cwd=project)
+    user.cs("shell", "--", "sh", "-c", AS_CLAUDE, cwd=project)
     seen: list[tuple[bool, int]] = []  # (status says that it is open, capture programs)
     ended = threading.Event()
 

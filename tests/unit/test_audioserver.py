@@ -22,6 +22,7 @@ from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.notice import Notice
 from _claude_sandbox.notifiers import Actions, Failed
+from _claude_sandbox.run import Result
 from _claude_sandbox.voice import Grant
 
 SOUND = ("sh", "-c", "while :; do printf 'sound.......'; sleep 0.02; done")
@@ -214,6 +215,7 @@ def test_what_a_killed_server_left_is_ended(home: Path) -> None:
         async def test(_server: Server) -> None:
             await until(lambda: left.poll() is not None)
             assert other.poll() is None
+            assert ("claude-sandbox-app", False) in ground.signs
             assert voice.recording() == []
 
         ground.play(test)
@@ -308,6 +310,26 @@ class Seen:
 
     async def close(self) -> None:
         return
+
+
+def test_the_status_line_of_our_own_tmux_sessions_says_it(home: Path) -> None:
+    from recording import Recorder
+
+    async def test() -> None:
+        runner = Recorder()
+        names = b"claude-sandbox-app-17\nclaude-sandbox-app\nclaude-sandbox-app-2-9\nmine\n"
+        runner.on("tmux", "list-sessions", then=Result(0, names))
+        sign = audiosign.Sign(runner, lambda text: None, (Seen(),))
+        sign("claude-sandbox-app", True)
+        await until(lambda: any("status-left-length" in argv for argv in runner.argvs()))
+        await sign.close()
+        set_on = {argv[argv.index("-t") + 1] for argv in runner.argvs() if "set-option" in argv}
+        assert set_on == {"=claude-sandbox-app-17:"}
+        (shown,) = [argv[-1] for argv in runner.argvs() if argv[-2] == "status-left" and "-u" not in argv]
+        assert shown.startswith(audiosign.MARK)
+        assert [argv for argv in runner.argvs() if "-u" in argv and argv[-1] == "status-left"]
+
+    asyncio.run(test())
 
 
 def test_the_notification_comes_and_goes(home: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from _claude_sandbox import manifest, settings, settings_diff, settings_sync
+from _claude_sandbox import managed, manifest, settings, settings_diff, settings_sync
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, UsageError
 from _claude_sandbox.first_run import GitIdentity
 from _claude_sandbox.login import Collected, TokenLogin
@@ -162,13 +162,19 @@ class World:
 
     def __init__(self, tmp: Path) -> None:
         self.host, self.home, self.state = tmp / "host" / ".claude", tmp / "guest", tmp / "state"
-        for path in (self.host, self.home, self.state):
+        self.bin = tmp / "bin"
+        for path in (self.host, self.home, self.state, self.bin):
             path.mkdir(parents=True)
+        self.sudo('#!/bin/sh\nshift\nexec "$@"\n')
         self.guest = self.home / ".claude"
         self.warnings: list[str] = []
         self.calls: list[str] = []
         self.between: Callable[[], None] | None = None
         self.login: Any = KeyLogin()
+
+    def sudo(self, text: str) -> None:
+        (self.bin / "sudo").write_text(text)
+        (self.bin / "sudo").chmod(0o755)
 
     def run(self, script: str, *arguments: str, input: bytes = b"", timeout: float = 60) -> Result:
         self.calls.append("apply" if "stage" in script else "ask")
@@ -176,7 +182,7 @@ class World:
             self.between()
         done = subprocess.run(
             ["sh", "-c", script, "sh", *arguments], check=False, input=input, capture_output=True,
-            env={"PATH": os.environ["PATH"], "HOME": str(self.home)},
+            env={"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home)},
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -207,8 +213,10 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
+    monkeypatch.setattr(managed, "HOOK", f"{tmp_path}/root/usr/lib/claude-sandbox/hook.sh")
+    monkeypatch.setattr(managed, "SETTINGS", f"{tmp_path}/root/etc/claude-code/managed-settings.d/50-x.json")
     world.put(world.host, "CLAUDE.md", "be kind\n")
     world.put(world.host, "hooks/h.sh", "#!/bin/sh\n", 0o755)
     world.put(world.host, "settings.json", '{"model": "opus"}')
@@ -492,6 +500,30 @@ def test_no_answer_of_a_guest_raises_anything_but_our_error(noise: bytes, start:
     except ClaudeSandboxError:
         return
     assert seen.files == {}
+
+
+# -- what makes Claude tell of itself --------------------------------------------------------------
+
+
+def test_hooks_come_with_the_first_launch_and_cost_no_call_of_their_own(world: World) -> None:
+    report = world.up()
+    assert report.hooks and world.calls == ["ask", "apply"]
+    assert {path: Path(path).read_bytes() for path in managed.files()} == managed.files()
+    assert os.access(managed.HOOK, os.X_OK) and os.access(managed.SETTINGS, os.R_OK)
+    assert world.up() == PrepareReport()
+    for path in managed.files():  # a newer claude-sandbox has others; somebody broke or removed one
+        Path(path).write_text("other")
+        assert world.up().round_trips == 2 and world.up() == PrepareReport()
+        Path(path).unlink()
+        assert world.up().round_trips == 2 and world.up() == PrepareReport()
+    assert {path: Path(path).read_bytes() for path in managed.files()} == managed.files()
+
+
+def test_without_root_the_rest_is_there_all_the_same(world: World) -> None:
+    world.sudo("#!/bin/sh\nexit 1\n")
+    assert not world.up().hooks
+    assert (world.guest / "CLAUDE.md").read_text() == "be kind\n"
+    assert not Path(managed.HOOK).exists()
 
 
 # -- diff and pull ---------------------------------------------------------------------------------
