@@ -36,7 +36,8 @@ def verify(
             say(tool.name)
             check = _one(guest, tool, from_packages)
             checks.append(check)
-            log.write(f"{'ok' if check.ok else 'NOT'} {tool.name}: {check.version} {check.detail}\n")
+            mark = {True: "ok", False: "NOT", None: "-"}[check.ok]
+            log.write(f"{mark} {tool.name}: {check.version} {check.detail}\n")
     return tuple(checks)
 
 
