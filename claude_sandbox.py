@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox import __version__
 from _claude_sandbox.errors import ClaudeSandboxError
 
-__all__ = ["ClaudeSandboxError", "__version__", "main", "main_rebuild_tools_vm"]
+if TYPE_CHECKING:
+    from _claude_sandbox.sandbox import Sandbox
+
+__all__ = [
+    "ClaudeSandboxError",
+    "Sandbox",
+    "__version__",
+    "main",
+    "main_hooks_server",
+    "main_rebuild_tools_vm",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`from claude_sandbox import Sandbox`, without a cost for the command line."""
+    if name != "Sandbox":
+        raise AttributeError(name)
+    from _claude_sandbox.sandbox import Sandbox
+
+    return Sandbox
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (spec/vocabulary.md)."""
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["_hooks-server"]:
+        return main_hooks_server(words[1:])
     if "shell" in words:
         from _claude_sandbox import warm
 
@@ -25,6 +47,13 @@ def main(argv: list[str] | None = None) -> int:
 def main_rebuild_tools_vm() -> int:
     """The executable `rebuild-tools-vm`: the verb of that name."""
     return main(["rebuild-tools-vm", *sys.argv[1:]])
+
+
+def main_hooks_server(argv: list[str] | None = None) -> int:
+    """The executable `claude-hooks-server`."""
+    from _claude_sandbox import servers
+
+    return servers.hooks_server(sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

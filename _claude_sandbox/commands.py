@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from _claude_sandbox import config as configuration
-from _claude_sandbox import context, find, options, paths, render, sandbox, terminal
+from _claude_sandbox import context, find, hooks, options, paths, render, sandbox, terminal
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import DryRunner, LocalRunner, Runner
@@ -294,6 +294,10 @@ def _restart(call: Call) -> int:
 
 def _stop_all(call: Call) -> int:
     done = sandbox.stop_all(call.ctx, force=call.chosen.force)
+    if not call.chosen.dry_run:
+        from _claude_sandbox import servers
+
+        servers.stop_all()
     return _show(call, done, f"Stopped {_count(len(done))}.")
 
 
@@ -305,10 +309,19 @@ def _delete(call: Call) -> int:
     project = _project(call)
     found = find.find(call.ctx, project)
     if found is not None:
-        call.require(f"Delete {found.name} with Claude's conversations in it? The project's files stay.")
+        busy = _busy_words([found.name])
+        call.require(
+            f"{busy}Delete {found.name} with Claude's conversations in it? The project's files stay."
+        )
     done = sandbox.delete(call.ctx, project)
     missing = done.status == sandbox.MISSING
     return _show(call, done, "This project has no sandbox." if missing else f"{done.name} is deleted.")
+
+
+def _busy_words(names: Sequence[str]) -> str:
+    """`Claude is working in NAME. `, as far as the hooks server knows; for a question about a loss."""
+    busy = [name for name in names if hooks.busy(name)]
+    return f"Claude is working in {' and '.join(busy)}. " if busy else ""
 
 
 def _prune(call: Call) -> int:
@@ -319,7 +332,8 @@ def _prune(call: Call) -> int:
         names = "\n".join(render.sandbox_line(s) for s in doomed)
         if not call.chosen.json:
             print(f"{_count(len(doomed))} to delete:\n{names}")
-        call.require(f"Delete {'it' if len(doomed) == 1 else 'them'} with Claude's conversations?")
+        busy = _busy_words([each.name for each in doomed])
+        call.require(f"{busy}Delete {'it' if len(doomed) == 1 else 'them'} with Claude's conversations?")
     done = sandbox.prune(call.ctx, doomed)
     return _show(call, done, f"Deleted {_count(len(done))}.")
 
@@ -363,12 +377,14 @@ def _status(call: Call) -> int:
     chosen = call.config
     from _claude_sandbox import create
 
+    vms = sandbox.sandboxes(call.ctx)
     value = {
         "base_vm": sandbox.base_name(call.ctx, chosen),
         "template": chosen.template or create.DEFAULT_TEMPLATE,
-        "hooks_server": "Not running",
+        "hooks_server": "Running" if hooks.running() else "Not running",
         "audio_server": "Not running",
-        "vms": sandbox.sandboxes(call.ctx),
+        "vms": vms,
+        "sessions": hooks.told_sessions({each.name: each.status for each in vms}),
     }
     if call.chosen.json:
         render.print_json(value)
@@ -379,10 +395,12 @@ def _status(call: Call) -> int:
 
 def _list(call: Call) -> int:
     found = sandbox.sandboxes(call.ctx)
+    sessions = hooks.told_sessions({each.name: each.status for each in found})
     if call.chosen.json:
-        render.print_json(found)
+        of = {each.name: [s for s in sessions if s["sandbox"] == each.name] for each in found}
+        render.print_json([{**render.data(each), "sessions": of[each.name]} for each in found])
     else:
-        print(render.table(found))
+        print(render.table(found, sessions))
     return 0
 
 
@@ -454,6 +472,8 @@ _HANDLERS: dict[str, Callable[[Call], int]] = {
     "delete": _delete,
     "prune": _prune,
     "update": _update,
+    "events": _later("hook_verbs", "events"),
+    "restart-hooks": _later("hook_verbs", "restart_hooks"),
     "rebuild-tools-vm": _rebuild,
     "setup": _later("setup_host", "setup"),
     "doctor": _later("setup_host", "doctor"),

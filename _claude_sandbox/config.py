@@ -96,6 +96,8 @@ SETTINGS = (
             in_project=NEVER),
     Setting("ca", _plain(values.parse_from_host), False, "`host`: make the guest trust the host's extra CAs",
             in_project=NEVER),
+    Setting("hooks", _plain(values.parse_on_off), True, "`off`: do not listen to what Claude tells of itself "
+            "(default: on)", env="CLAUDE_SANDBOX_HOOKS", in_project=NEVER),
     Setting("max-cpus", _plain(values.parse_cpus), None, "most CPUs that a project file may ask for "
             "(default: the host's)", in_project=NEVER),
     Setting("max-memory", _plain(values.parse_memory), None, "most memory that a project file may ask for "
@@ -123,6 +125,7 @@ class Config:
     packages: tuple[str, ...] = ()
     proxy: bool = False
     ca: bool = False
+    hooks: bool = True
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def given(self, key: str) -> bool:

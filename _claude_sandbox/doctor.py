@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import accel, golden, host, identity, lima_install, paths, vm
+from _claude_sandbox import accel, daemon, golden, hooks, host, identity, lima_install, paths, vm
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.run import Command, Runner
 
@@ -50,6 +50,7 @@ def checks(runner: Runner) -> list[Check]:
         ("Lima's defaults", _lima_defaults),
         ("disk space", _disk),
         ("leftovers", _leftovers),
+        ("hooks server", _hooks_server),
         ("downloads", _downloads),
         ("proxy", _proxy),
         ("certificates", _certificates),
@@ -198,6 +199,21 @@ def _leftovers() -> Check | None:
     return Check(
         "leftovers", None, f"did not end cleanly: {', '.join(stale)}", "The next start repairs them."
     )
+
+
+def _hooks_server() -> Check:
+    import importlib.util
+
+    name, remedy = "hooks server", "claude-sandbox restart-hooks"
+    if importlib.util.find_spec("aiohttp") is None:
+        return Check(name, False, "the Python package aiohttp is missing", "install claude-sandbox anew")
+    if not hooks.running():
+        return Check(name, True, "does not run; it is started when a sandbox needs it")
+    if not daemon.running(hooks.daemon()):
+        return Check(name, False, f"runs but does not answer; its log is {hooks.daemon().log}", remedy)
+    if daemon.told(hooks.daemon()).get("version") != daemon.version():
+        return Check(name, None, "runs in another version; the next Claude replaces it", remedy)
+    return Check(name, True, "runs")
 
 
 def _golden_disks() -> list[Check]:

@@ -5,7 +5,6 @@ Lima's master filters SendEnv by its own list, so variables arrive empty through
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,8 +36,7 @@ class Guest:
     def __init__(self, runner: Runner, instance: Instance, runtime: Path) -> None:
         self.runner = runner
         self.instance = instance
-        tag = hashlib.sha256(str(instance.dir).encode()).hexdigest()[:12]
-        self.control_path = runtime / f"{tag}.ssh"
+        self.control_path = runtime / f"{instance.tag}.ssh"
 
     def ssh(self, *options: str) -> tuple[str, ...]:
         return (

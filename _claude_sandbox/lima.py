@@ -65,6 +65,11 @@ class Instance:
         return f"lima-{self.name}"
 
     @property
+    def tag(self) -> str:
+        """A short name for this instance's sockets and files of ours: LIMA_HOME counts, not the name alone."""
+        return tag(self.dir)
+
+    @property
     def mark(self) -> vm.Mark | None:
         """Our mark, only if it names this very instance (spec 4.2)."""
         mark = vm.Mark.decode(self.param.get(vm.MARK_PARAM, ""))
@@ -149,8 +154,7 @@ class Lima:
             text = (directory / "lima.yaml").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return None
-        pids = [_alive(directory / "ha.pid"), _alive(directory / "qemu.pid") or _alive(directory / "vz.pid")]
-        if all(pids) and listens(directory / "ha.sock") and (directory / "ssh.config").exists():
+        if alive(directory) and listens(directory / "ha.sock") and (directory / "ssh.config").exists():
             status = RUNNING
         else:
             status = BROKEN if any(directory.glob("*.pid")) else STOPPED
@@ -318,6 +322,19 @@ def reword(text: str, lines: int = 6) -> str:
             message = re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), match[2] or match[3] or "")
             out += (message + match[4]).splitlines()
     return "\n".join(out[-lines:])
+
+
+def tag(directory: Path) -> str:
+    """Of an instance directory: 12 hexadecimal digits."""
+    import hashlib
+
+    return hashlib.sha256(str(directory).encode()).hexdigest()[:12]
+
+
+def alive(directory: Path) -> bool:
+    """Whether both processes of an instance's pid files live: two small files, no socket. After a crash of
+    the host they may name other processes."""
+    return _alive(directory / "ha.pid") and (_alive(directory / "qemu.pid") or _alive(directory / "vz.pid"))
 
 
 def _alive(pidfile: Path) -> bool:

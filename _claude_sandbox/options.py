@@ -55,6 +55,10 @@ VERBS = {
         Verb("prune", "delete sandboxes by name prefix, or those whose project is gone; free caches",
              ("prune", "prune claude-sandbox-test", "prune --orphans -y", "prune --cache"), project=False),
         Verb("update", "bring a newer Claude Code into this project's sandbox", ("update",), True),
+        Verb("events", "what Claude Code told from the sandboxes: permissions asked for, turns ended, …",
+             ("events", "events -f --json", "events --since 2h"), changes=False, project=False),
+        Verb("restart-hooks", "stop and start the server that receives these events", ("restart-hooks",),
+             project=False),
         Verb("rebuild-tools-vm", "build the tools VM of which sandboxes are cloned",
              ("rebuild-tools-vm", "rebuild-tools-vm --only claude,node,git", "rebuild-tools-vm --from-packages"),
              True, project=False),
@@ -102,6 +106,13 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
                 "action": "store_true",
                 "help": "no sandbox: free what nothing uses and what can be made anew (disks, images)",
             },
+        ),
+    ),
+    "events": (
+        (("-f", "--follow"), {"action": "store_true", "help": "go on with what happens now"}),
+        (
+            ("--since",),
+            {"metavar": "TIME", "help": "from 90s, 10m, 2h or 1d ago, or since 20:15 or a date and time"},
         ),
     ),
     "rebuild-tools-vm": (
@@ -157,8 +168,9 @@ def parser_of(verb: Verb) -> argparse.ArgumentParser:
             if row.flags:
                 group.add_argument(*row.flags, **_setting_arguments(row))  # type: ignore[arg-type]
     common = parser.add_argument_group("common options")
-    for flags, keywords in _COMMON:
-        common.add_argument(*flags, **keywords)  # type: ignore[arg-type]
+    own = {flag for flags, _ in _OWN.get(verb.name, ()) for flag in flags}
+    for flags, keywords in _COMMON:  # `events -f` follows; its --force stays long
+        common.add_argument(*(flag for flag in flags if flag not in own), **keywords)  # type: ignore[arg-type]
     if verb.rest:
         parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + f" [-- {verb.rest}…]"
     return parser

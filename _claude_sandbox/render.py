@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,17 +53,56 @@ def status(value: dict[str, Any]) -> str:
         f"Audio server: {value['audio_server']}",
         "VMs:",
     ]
-    lines += [sandbox_line(s) for s in value["vms"]] or ["  No sandbox VMs created yet"]
+    for box in value["vms"]:
+        lines.append(sandbox_line(box))
+        lines += [f"    {line}" for line in session_lines(value["sessions"], box.name)]
+    if not value["vms"]:
+        lines.append("  No sandbox VMs created yet")
     return "\n".join(lines)
 
 
-def table(sandboxes: Sequence[Sandbox]) -> str:
-    """NAME STATUS PROJECT, aligned; plain text, so that a pipe reads the same."""
+# What needs somebody comes first.
+_URGENCY = ("needs_input", "failed", "done", "working", "idle")
+
+
+def session_lines(sessions: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """`Claude: needs_input (permission) for 3 min  Bash: touch xx`, a line for each session that has not ended."""
+    live = [s for s in sessions if s["sandbox"] == name and s["state"] in _URGENCY]
+    lines = []
+    for each in sorted(live, key=lambda s: (_URGENCY.index(s["state"]), s["since_ns"])):
+        wants = f" ({each['wants']})" if each["wants"] else ""
+        tasks = f", {each['background']} in the background" if each["background"] else ""
+        said = f"  {each['message']}" if each["message"] else ""
+        lines.append(printable(f"Claude: {each['state']}{wants}{tasks} for {since(each['since_ns'])}{said}"))
+    return lines
+
+
+def since(time_ns: int) -> str:
+    """How long ago, in one unit: `5 s`, `12 min`, `3 h`, `2 d`."""
+    seconds = max(time.time_ns() - time_ns, 0) // 10**9
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def attention(sessions: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The most urgent state of a sandbox's sessions, with how many more there are; `-` without any."""
+    live = [s["state"] for s in sessions if s["sandbox"] == name and s["state"] in _URGENCY]
+    more = f" (+{len(live) - 1})" if len(live) > 1 else ""
+    return min(live, key=_URGENCY.index) + more if live else "-"
+
+
+def table(sandboxes: Sequence[Sandbox], sessions: Sequence[Mapping[str, Any]] = ()) -> str:
+    """NAME STATUS CLAUDE PROJECT, aligned; plain text, so that a pipe reads the same."""
     if not sandboxes:
         return "No sandboxes yet. `claude-sandbox` in a project directory makes one."
-    rows = [("NAME", "STATUS", "PROJECT"), *((s.name, s.status, printable(s.project)) for s in sandboxes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+    rows = [
+        ("NAME", "STATUS", "CLAUDE", "PROJECT"),
+        *((s.name, s.status, attention(sessions, s.name), printable(s.project)) for s in sandboxes),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}" for a, b, c, d in rows)
 
 
 def info(value: Info) -> str:

@@ -273,6 +273,70 @@ def end_group(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
             continue
 
 
+class Child:
+    """A process that lives as long as we want it: ours to end. Its stdin is a pipe that nothing is
+    written to: its end tells the child that we are gone."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code (128+N for signal N), None while it lives."""
+        return None if self._process.poll() is None else _code(self._process)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The same after at most `timeout` seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        return self.poll()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def start_child(command: Command, *, keep: Sequence[int] = ()) -> Child:
+    """Start a child with our stdout and stderr and the descriptors `keep`. Raises CommandNotFound."""
+    _log(command, "start ")
+    try:
+        return Child(
+            subprocess.Popen(
+                command.argv,
+                stdin=subprocess.PIPE,
+                env=command.environment(),
+                cwd=command.cwd,
+                pass_fds=tuple(keep),
+            )
+        )
+    except FileNotFoundError as error:
+        raise missing_program(command.argv) from error
+
+
+def start_detached(command: Command, output: Path) -> Child:
+    """Start a process that outlives us: a session of its own, what it says is appended to `output`."""
+    _log(command, "detached ")
+    fd = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        return Child(
+            subprocess.Popen(
+                command.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=fd,
+                stderr=fd,
+                env=command.environment(),
+                cwd=command.cwd,
+                start_new_session=True,
+            )
+        )
+    except FileNotFoundError as error:
+        raise missing_program(command.argv) from error
+    finally:
+        os.close(fd)
+
+
 async def spawn(command: Command, protocol: Callable[[], P]) -> tuple[asyncio.SubprocessTransport, P]:
     """Start a child of the running event loop with three pipes, heard by a SubprocessProtocol.
 

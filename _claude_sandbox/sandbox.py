@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from _claude_sandbox import boot, change, create, find, first_boot, freeze, template, vm
+from _claude_sandbox import boot, change, create, find, first_boot, freeze, hooks, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import (
@@ -27,6 +27,10 @@ from _claude_sandbox.errors import (
 from _claude_sandbox.files import lock
 from _claude_sandbox.journal import Journal, project_lock_path
 from _claude_sandbox.lima import BROKEN, RUNNING, STOPPED, UNREADABLE, Instance
+
+if TYPE_CHECKING:
+    from _claude_sandbox.attention import Session
+    from _claude_sandbox.hookevent import Event
 
 MISSING = "missing"  # beside Lima's own status words (spec/vocabulary.md)
 
@@ -52,6 +56,35 @@ class Sandbox:
             instance.name, instance.status, project, bool(project and project.is_dir()),
             instance.cpus, instance.memory, instance.disk, created,
         )  # fmt: skip
+
+    @classmethod
+    def at(cls, project: Path | str = ".") -> Sandbox:
+        """The sandbox of a project directory, from its files alone. Raises SandboxNotFoundError."""
+        from _claude_sandbox import config, identity, paths
+        from _claude_sandbox.lima import Lima
+        from _claude_sandbox.run import LocalRunner
+
+        directory = config.project_directory(str(project))
+        ctx = Context(Lima(LocalRunner(), paths.lima_home()), identity.guest_user())
+        instance = find.by_name(ctx, directory)
+        if instance is None:
+            raise _not_found(directory)
+        return cls.of(instance)
+
+    def events(self, *, follow: bool = True, since_ns: int = 0) -> Iterator[Event | Session]:
+        """What Claude Code tells from this sandbox: `Event` for each hook event, `Session` for each Claude session
+        as it is now and whenever its attention changes (docs/hooks.md).
+
+        With `since_ns` (ns since 1970) first the events of the log from then on. With `follow` it goes on
+        until you stop reading, and waits while the hooks server does not run; without, it ends with the log.
+        """
+        from _claude_sandbox import eventfeed
+
+        found = eventfeed.logged(since_ns=since_ns) if since_ns or not follow else []
+        yield from (event for event in found if event.sandbox == self.name)
+        if follow:
+            later = eventfeed.follow(after=found[-1].seq if found else None)
+            yield from (item for item in later if item.sandbox == self.name)
 
 
 @contextlib.contextmanager
@@ -292,6 +325,7 @@ def _delete(ctx: Context, instance: Instance) -> None:
     with contextlib.suppress(ClaudeSandboxError):
         ctx.guest(instance).disconnect()
     if not ctx.dry:
+        hooks.unregister(instance)
         boot.clear_stale_pids(instance)
         Journal(ctx.lima.home, instance.name).begin(mark.project)
     with ctx.progress.stage(f"Deleting {instance.name}"):
@@ -384,7 +418,13 @@ done; true
 
 
 def claude_working(ctx: Context, instance: Instance) -> bool:
-    """Whether a Claude in this running VM is busy. False when the guest does not answer."""
+    """Whether a Claude in this running VM is busy. False when the guest does not answer.
+
+    The hooks server is asked first; the guest only when that one knows of no session there.
+    """
+    known = hooks.busy(instance.name)
+    if known is not None:
+        return known
     if not boot.seen_ready(instance):
         return False
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import golden, paths, render, runtime, sandbox, vm
+from _claude_sandbox import golden, paths, render, runtime, sandbox, servers, vm
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.values import format_size
@@ -41,6 +41,7 @@ def uninstall(call: Call) -> int:
         raise Cancelled("Nothing was removed.")
     if boxes:
         sandbox.prune(call.ctx, boxes)
+    servers.stop_all()
     for base in bases:
         call.ctx.lima.unprotect(base.name)
         call.ctx.lima.delete(base.name)

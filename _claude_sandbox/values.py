@@ -136,6 +136,15 @@ def parse_switch(value: object) -> bool:
     return value
 
 
+def parse_on_off(value: object) -> bool:
+    """`on` or `off`, which YAML itself reads as true and false."""
+    words = {"on": True, "off": False, "true": True, "false": False}
+    found = value if isinstance(value, bool) else words.get(str(value).lower())
+    if found is None:
+        raise ValueError(f"{value!r} is not known; write on or off")
+    return found
+
+
 def parse_from_host(value: object) -> bool:
     """`host` or `none`: whether a host setting is passed on to the guest."""
     if value not in ("host", "none", None):

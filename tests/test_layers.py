@@ -19,31 +19,35 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
     ("errors", "remote", "runtime"),
     # 1 the host: where things live, processes, files
-    ("paths", "run", "files", "progress"),
+    ("paths", "run", "files", "progress", "hookevent"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
-     "forward", "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap"),
+     "ssh_wait", "swap", "tmux", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed",
+     "forward"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
-     "first_run"),
-    ("guest", "host", "options", "login", "settings", "image_recipe", "reference"),
-    ("context", "managed", "cache", "completion", "lima_install", "image_root", "tools_try"),
-    ("timings", "settings_sync"),
+     "first_run", "board", "hookintake", "hookcontrol"),
+    ("registration", "eventlog"),
+    ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
+    ("context", "cache", "eventfeed", "completion", "lima_install", "managed", "image_root", "tools_try"),
+    ("timings", "settings_sync",),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image"),
     ("first_boot", "tools_document"),
     # 4 where steps are ordered
-    ("create", "launch"),
-    ("change", "tools_vm"),
-    ("sandbox",),
+    ("create", "launch", "hookboxes"),
+    ("change", "tools_vm", "hookserver"),
+    ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
-    ("setup_host", "settings_verbs", "uninstall"),
+    ("setup_host", "settings_verbs", "uninstall", "hook_verbs"),
     ("commands",),
     ("cli",),
 )  # fmt: skip
 
 PROCESSES = {"subprocess", "multiprocessing"}
-HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio"}
+HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
+# Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
+SERVER = {"forward", "hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp"}
 
 
 def sources() -> list[Path]:
@@ -121,8 +125,15 @@ def test_only_run_starts_processes(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_heavy_imports_are_made_where_they_are_used(name: str) -> None:
-    found = [(target, line) for target, line in at_start(modules()[name]) if target.split(".")[0] in HEAVY]
+    heavy = HEAVY - {"asyncio", "aiohttp"} if name in SERVER else HEAVY
+    found = [(target, line) for target, line in at_start(modules()[name]) if target.split(".")[0] in heavy]
     assert not found
+
+
+@pytest.mark.parametrize("name", sorted(modules().keys() - SERVER))
+def test_the_command_line_does_not_import_a_server_at_its_start(name: str) -> None:
+    servers = {f"{PACKAGE}.{server}" for server in SERVER}
+    assert not [(target, line) for target, line in at_start(modules()[name]) if target in servers]
 
 
 def test_the_front_door_holds_no_logic_and_imports_nothing_heavy() -> None:

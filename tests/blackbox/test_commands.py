@@ -18,7 +18,7 @@ APP = "claude-sandbox-app"
 VERBS = (
     "shell", "create", "start", "stop", "restart", "stop-all", "status", "list", "info", "delete", "prune",
     "update", "rebuild-tools-vm", "setup", "doctor", "settings", "login", "approve", "completion", "uninstall",
-    "version",
+    "version", "events", "restart-hooks",
 )  # fmt: skip
 
 

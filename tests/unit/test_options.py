@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # spec 1, written out.
 VERBS = [
-    "approve", "completion", "create", "delete", "doctor", "help", "info", "list", "login", "prune", "rebuild-tools-vm",
-    "restart", "settings", "setup", "shell", "start", "status", "stop", "stop-all", "uninstall", "update", "version",
+    "approve", "completion", "create", "delete", "doctor", "events", "help", "info", "list", "login", "prune",
+    "rebuild-tools-vm", "restart", "restart-hooks", "settings", "setup", "shell", "start", "status", "stop", "stop-all", "uninstall", "update", "version",
 ]  # fmt: skip
 # spec 2.1: words, then where argparse puts the value.
 OPTIONS: list[tuple[list[str], str, object]] = [
@@ -60,6 +60,8 @@ NEEDED = {"settings": ["diff"], "completion": ["bash"]}
 def test_options_before_and_after_every_verb(name: str) -> None:
     verb = [name, *NEEDED.get(name, [])] if name else []
     for words, where, value in OPTIONS:
+        if (name, words) == ("events", ["-f"]):
+            where = "follow"  # the one verb whose -f is not --force
         for argv in ([*words, *verb], [*verb, *words]):
             found, chosen, rest = options.parse(argv)
             assert (found.name, rest) == (name, []), argv

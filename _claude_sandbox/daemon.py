@@ -1,0 +1,319 @@
+"""A server process of ours: found, started, stopped, replaced; restarted when it crashes.
+
+    parent   holds the lock, writes the pid file, starts the worker again when it died: nothing else
+    worker   the server itself; its stdin is a pipe from the parent
+
+Whether one runs is told by the lock and by nothing else: the kernel drops it when both are gone. Before
+a signal the pid file is compared with the process (start time, command line), because process ids are
+used again. Killed at any instant: a dead worker is started again by the parent; a worker whose parent
+died ends cleanly and starts a new one; what is left of both is a lock file without a lock.
+
+Used by hooks.py and for the audio server, which differ in names only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _claude_sandbox import __version__, run
+from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
+from _claude_sandbox.files import is_locked, listens, lock, read_json, write_json
+from _claude_sandbox.run import Command
+
+START_SECONDS, STOP_SECONDS = 30.0, 8.0
+LOG_LIMIT = 1 << 20  # bytes; as much again in the rotated one
+FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between two starts of a worker that crashes
+LIVED = 10.0  # seconds after which a worker's end is no failed start
+TRIES = 12  # failed starts in a row, then the parent gives up (about 3 minutes)
+# What a server that outlives a command must not keep: logins and Claude's own variables.
+_SECRET = ("ANTHROPIC_", "CLAUDE_CODE_", "CLAUDECODE")
+
+
+def version() -> str:
+    """Ours, with a sum over the program's files: a checkout changes without a new number."""
+    sources = sorted(
+        (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
+        for entry in os.scandir(Path(__file__).parent)
+        if entry.name.endswith(".py")
+    )
+    return f"{__version__}+{zlib.crc32(repr(sources).encode()):08x}"
+
+
+def own_command(verb: str, *arguments: str) -> Command:
+    """Our own program with a server's verb, by this Python, without secrets in its environment."""
+    prefix = f"pycache_prefix={sys.pycache_prefix}" if sys.pycache_prefix else ""
+    flags = ("-E", "-s", *(("-X", prefix) if prefix else ()))
+    program = Path(__file__).resolve().parent.parent / "claude_sandbox.py"
+    dropped = dict.fromkeys((name for name in os.environ if name.startswith(_SECRET)), None)
+    return Command((sys.executable, *flags, str(program), verb, *arguments), dropped, cwd=Path("/"))
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One server of this user. `directory` (0700, short) has its lock, pid file and `socket`."""
+
+    name: str  # "hooks": what people are told is "the hooks server"
+    verb: str  # "_hooks-server": names it in its command line
+    directory: Path
+    log: Path
+    socket: Path  # the server is up when somebody listens here
+
+    @property
+    def lock_file(self) -> Path:
+        return self.directory / "server.lock"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.directory / "server.pid"
+
+
+# -- from outside --------------------------------------------------------------------------------
+
+
+def held(daemon: Daemon) -> bool:
+    """Whether a server of this user lives (it may be starting)."""
+    return is_locked(daemon.lock_file)
+
+
+def running(daemon: Daemon) -> bool:
+    """Whether it lives and its socket is open."""
+    return held(daemon) and listens(daemon.socket)
+
+
+def told(daemon: Daemon) -> dict[str, Any]:
+    """What the pid file says: pid, started, version, argv0; {} without one."""
+    return read_json(daemon.pid_file) or {}
+
+
+def ensure(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = START_SECONDS) -> bool:
+    """Make sure that one of this version runs; whether it was started now. Raises HostSetupError."""
+    if _is_current(daemon):
+        return False
+    with lock(daemon.directory / "start.lock", timeout=2 * timeout):
+        if _is_current(daemon):
+            return False
+        stop(daemon, ask_to_stop=ask_to_stop)
+        child = run.start_detached(own_command(daemon.verb), daemon.log)
+        deadline = time.monotonic() + timeout
+        while not (_is_current(daemon) and listens(daemon.socket)):
+            if child.poll() is not None and not held(daemon):
+                raise _did_not_start(daemon, "It ended at once.")
+            if time.monotonic() > deadline:
+                raise _did_not_start(daemon, f"It did not answer within {timeout:g} s.")
+            time.sleep(0.02)
+    return True
+
+
+def stop(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = STOP_SECONDS) -> bool:
+    """Stop it, cleanly if it answers; whether there was one. Raises ClaudeSandboxError."""
+    if not held(daemon):
+        return False
+    with contextlib.suppress(OSError, ClaudeSandboxError):
+        ask_to_stop()
+        if _gone(daemon, timeout):
+            return True
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        pid = _own_process(daemon)
+        if pid is None:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            # The parent passes SIGTERM on. SIGKILL goes to the whole session: a worker alone would go on.
+            os.kill(pid, number) if number == signal.SIGTERM else os.killpg(pid, number)
+        if _gone(daemon, timeout):
+            return True
+    if not held(daemon):
+        return True
+    raise ClaudeSandboxError(
+        f"The {daemon.name} server does not stop.",
+        details=f"{daemon.pid_file} does not name the process that holds {daemon.lock_file}.",
+        resolution=f"Find it (`fuser {daemon.lock_file}`), end it, then try again. Its log is {daemon.log}",
+    )
+
+
+def _is_current(daemon: Daemon) -> bool:
+    return held(daemon) and told(daemon).get("version") == version()
+
+
+def _gone(daemon: Daemon, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while held(daemon):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _own_process(daemon: Daemon) -> int | None:
+    """The parent's process id, only when that process is really it."""
+    import psutil
+
+    noted = told(daemon)
+    pid, started = noted.get("pid"), noted.get("started")
+    if type(pid) is not int or pid <= 1 or not isinstance(started, int | float):
+        return None
+    try:
+        process = psutil.Process(pid)
+        # Two seconds: the time of the boot, to which it is relative, may be corrected meanwhile.
+        same = abs(process.create_time() - started) < 2 and daemon.verb in process.cmdline()
+    except psutil.Error:
+        return None
+    return pid if same else None
+
+
+def _did_not_start(daemon: Daemon, why: str) -> HostSetupError:
+    try:
+        words = "\n".join(daemon.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+    except OSError:
+        words = ""
+    return HostSetupError(
+        f"The {daemon.name} server did not start. {why}",
+        details=words or None,
+        resolution=f"Its log is {daemon.log}",
+    )
+
+
+# -- inside: the parent --------------------------------------------------------------------------
+
+
+def supervise(daemon: Daemon) -> int:
+    """The parent's whole life: a worker, started again when it crashes. Returns the exit code."""
+    fd = _take(daemon)
+    if fd is None:
+        print(f"The {daemon.name} server runs already.", file=sys.stderr)
+        return 0
+    _write_pid(daemon)
+    parent = _Parent(daemon, fd)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, parent.end)
+    signal.signal(signal.SIGALRM, parent.kill)
+    try:
+        return parent.keep_alive()
+    finally:
+        daemon.pid_file.unlink(missing_ok=True)
+        os.close(fd)
+
+
+class _Parent:
+    def __init__(self, daemon: Daemon, fd: int) -> None:
+        self.daemon, self.fd = daemon, fd
+        self.log = Log(daemon.log)
+        self.stopping = False
+        self.worker: run.Child | None = None
+
+    def end(self, _number: int, _frame: object) -> None:
+        """A signal to us: the worker is asked to end, and made to when it does not."""
+        self.stopping = True
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS / 2)
+        if self.worker is not None:
+            self.worker.terminate()
+
+    def kill(self, _number: int, _frame: object) -> None:
+        if self.worker is not None:
+            self.worker.kill()
+
+    def keep_alive(self) -> int:
+        wait, failed = FIRST_WAIT, 0
+        while not self.stopping:
+            self.log.rotate()
+            begun = time.monotonic()
+            command = own_command(self.daemon.verb, "--worker", str(self.fd))
+            self.worker = run.start_child(command, keep=[self.fd])
+            if self.stopping:  # the signal came while it was being started
+                self.worker.terminate()
+            code = self.worker.wait()
+            if code == 0 or self.stopping:
+                break
+            if time.monotonic() - begun > LIVED:
+                wait, failed = FIRST_WAIT, 0
+            failed += 1
+            self.log.say(f"the worker ended with {code}; the next one starts in {wait:g} s")
+            if failed >= TRIES:
+                self.log.say(f"{failed} failed starts in a row: giving up")
+                return 1
+            until = time.monotonic() + wait
+            while not self.stopping and time.monotonic() < until:
+                time.sleep(0.1)
+            wait = min(wait * 2, LONGEST_WAIT)
+        return 0
+
+
+def _take(daemon: Daemon) -> int | None:
+    """The lock, or None when another server has it. Somebody's look at it takes it for a moment."""
+    fd = os.open(daemon.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for _ in range(50):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        time.sleep(0.02)
+    os.close(fd)
+    return None
+
+
+def _write_pid(daemon: Daemon) -> None:
+    import psutil
+
+    write_json(
+        daemon.pid_file,
+        {
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "version": version(),
+            "argv0": sys.argv[0],
+        },
+    )
+
+
+# -- inside: the worker --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def worker_of(daemon: Daemon, fd: int) -> Iterator[Callable[[], None]]:
+    """Around a worker's life. The yielded function is called when the parent is gone (stdin has ended):
+    then, with the lock given back, a new parent is started on the way out."""
+    os.set_inheritable(fd, False)  # no child of ours may keep the lock
+    os.umask(0o077)
+    orphaned: list[bool] = []
+    try:
+        yield lambda: orphaned.append(True)
+    finally:
+        os.close(fd)
+        if orphaned:
+            run.start_detached(own_command(daemon.verb), daemon.log)
+
+
+class Log:
+    """Lines with a time, appended; past `limit` bytes the file's content becomes `NAME.1`.
+
+    By copy and truncation, because parent and worker have the file open as their stderr.
+    """
+
+    def __init__(self, path: Path, limit: int = LOG_LIMIT) -> None:
+        self.path, self.limit = path, limit
+
+    def say(self, text: str) -> None:
+        """Never raises: a full disk must not end a server."""
+        line = f"{time.strftime('%F %T')} [{os.getpid()}] {text}\n"
+        with contextlib.suppress(OSError):
+            self.rotate()
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line.encode("utf-8", "backslashreplace"))
+
+    def rotate(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size < self.limit:
+                return
+            with self.path.open("rb+") as file:
+                file.seek(-self.limit, os.SEEK_END)
+                old = file.read()
+                self.path.with_name(self.path.name + ".1").write_bytes(old)
+                file.truncate(0)

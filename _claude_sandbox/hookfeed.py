@@ -1,0 +1,72 @@
+"""The feed for programs: newline JSON on `events.sock`, for each reader from the sessions of the moment on.
+
+Imported by the hooks server only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+BEHIND = 1 << 20  # bytes; a reader that is so far behind is dropped
+READERS = 64
+
+
+class Feed:
+    """`greeting` gives the lines that a new reader gets first."""
+
+    def __init__(self, path: Path, greeting: Callable[[], Iterable[bytes]]) -> None:
+        self.path, self._greeting = path, greeting
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises OSError."""
+        self.path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, str(self.path), backlog=READERS)
+        finally:
+            os.umask(before)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._writers):
+            writer.close()
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def publish(self, lines: Iterable[bytes]) -> None:
+        """Hand lines to every reader; never waits for one."""
+        if not self._writers:
+            return
+        data = b"".join(lines)
+        for writer in list(self._writers):
+            transport = writer.transport
+            if transport.is_closing():
+                self._writers.discard(writer)
+            elif transport.get_write_buffer_size() + len(data) > BEHIND:
+                self._writers.discard(writer)
+                transport.abort()
+            else:
+                writer.write(data)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._writers) >= READERS:
+            writer.transport.abort()
+            return
+        # In this order and without a pause between: a reader misses nothing and gets nothing twice.
+        writer.write(b"".join(self._greeting()))
+        self._writers.add(writer)
+        try:
+            while await reader.read(4096):
+                pass  # a reader has nothing to say to us
+        except ConnectionError:
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()

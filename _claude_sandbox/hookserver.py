@@ -1,0 +1,338 @@
+"""The hooks server itself: events come in, are logged, change the attention of sessions, and go out.
+
+One event loop, one writer of the log; a sandbox can only reach its own socket (hookintake.py). An event
+is written, then counted, then told: what was acknowledged is in the log. Imported by `claude-hooks-server`
+only; what the command line needs is hooks.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from _claude_sandbox import daemon, hooks, managed
+from _claude_sandbox.attention import Session, Transition
+from _claude_sandbox.board import Board
+from _claude_sandbox.eventlog import EventLog, line, of_event
+from _claude_sandbox.files import write_atomic
+from _claude_sandbox.forward import Forward
+from _claude_sandbox.hookboxes import Boxes, Forwards, Say
+from _claude_sandbox.hookcontrol import Control
+from _claude_sandbox.hookevent import HOST_REPLIED, Event, MalformedError, parse
+from _claude_sandbox.hookfeed import Feed
+from _claude_sandbox.hookintake import Taken
+from _claude_sandbox.registration import Registration
+
+REFRESH_SECONDS, IDLE_SECONDS = 5.0, 600.0
+STATE_DELAY = 0.05  # seconds between a change and state.json; one write for a burst
+QUIET_SECONDS = 10.0  # between two lines of the log about one sandbox
+
+
+class Notifies(Protocol):
+    """notify.Notifier, as far as we need it."""
+
+    def consider(self, transition: Transition) -> None: ...
+
+    async def test(self) -> list[str]: ...
+
+    async def close(self) -> None: ...
+
+
+class Server:
+    """Made in a running event loop. `forwards` and `notifier` are collaborators; None for neither."""
+
+    def __init__(
+        self,
+        *,
+        forwards: Forwards | None = None,
+        notifier: Notifies | None = None,
+        log: daemon.Log | None = None,
+    ) -> None:
+        self.board = Board()
+        self.events = EventLog(hooks.state_directory())
+        self.boxes = Boxes(self, forwards)
+        self.feed = Feed(hooks.feed_socket(), self._greeting)
+        self.control = Control(hooks.control_socket(), self)
+        self.dropped = 0  # lines that were no events, since the start
+        self._notifier = notifier
+        self._log = log or daemon.Log(hooks.state_directory() / "server.log")
+        self._said: dict[str, tuple[float, int]] = {}
+        self._stop = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._about = {"pid": os.getpid(), "started": time.time(), "version": daemon.version()}
+
+    # -- its life --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until `stop_soon`. Raises OSError when its sockets or its log cannot be opened."""
+        self.events.open(self.board)
+        if self.events.skipped:
+            self.say(f"{self.events.skipped} lines of the event log were unreadable and are left out")
+        await self.feed.start()
+        await self.boxes.refresh()
+        self._forget_unregistered()
+        writer = asyncio.create_task(self._write_state())
+        try:
+            self._changed.set()
+            await self.control.start()  # last: who can reach it finds all the rest
+            self.say(f"started, version {self._about['version']}, {len(self.boxes.all())} sandboxes")
+            await self._tick()
+        finally:
+            await self._close(writer)
+            self.say("stopped")
+
+    async def _tick(self) -> None:
+        """Once a second: the VMs, the disk, and whether anybody still needs us."""
+        needed = refreshed = time.monotonic()
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), 1)
+                return
+            now = time.monotonic()
+            if now - refreshed >= REFRESH_SECONDS:
+                refreshed = now
+                await self.boxes.refresh()
+            else:
+                self.boxes.watch()
+            try:
+                await asyncio.to_thread(self.events.sync)
+            except OSError as error:
+                self.say(f"the event log does not reach the disk: {error.strerror or error}", "disk")
+            if self.boxes.any_alive():
+                needed = now
+            elif now - needed > IDLE_SECONDS:
+                self.say("no sandbox has run for a while")
+                return
+
+    async def _close(self, writer: asyncio.Task[None]) -> None:
+        await self.control.close()
+        await self.boxes.close()
+        await self.feed.close()
+        if self._notifier is not None:
+            await self._notifier.close()
+        writer.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await writer
+        with contextlib.suppress(OSError):
+            self.events.sync()
+            self._save_state(self.state())
+        self.events.close()
+
+    def stop_soon(self) -> None:
+        asyncio.get_running_loop().call_later(0.02, self._stop.set)  # the answer goes out first
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def accept(self, box: Registration, lines: list[bytes]) -> Taken:
+        """Take what is new of these lines, from this sandbox. Raises OSError when they cannot be logged:
+        then none of them was taken."""
+        now, seq, dropped, spool = time.time_ns(), self.board.seq, 0, ""
+        numbers: dict[str, int] = {}
+        fresh: list[Event] = []
+        for text in lines:
+            try:
+                event = parse(text, sandbox=box.name, project=box.project, received_ns=now)
+            except MalformedError as error:
+                dropped += 1
+                self._drop(box.name, error)
+                if not error.id:
+                    continue
+                spool, _, digits = error.id.partition(":")
+                number = int(digits)
+            else:
+                spool, number = event.spool, event.number
+                if number > numbers.get(spool, self.board.last(box.name, spool)):
+                    seq += 1
+                    fresh.append(replace(event, seq=seq))
+            numbers[spool] = max(number, numbers.get(spool, self.board.last(box.name, spool)))
+        if fresh:
+            self._record(fresh)
+        return Taken(f"{spool}:{numbers[spool]}" if spool else "", dropped)
+
+    def _record(self, events: list[Event]) -> None:
+        """Log, then count, then tell."""
+        records = [of_event(event) for event in events]
+        self.events.append(records)
+        for event, record in zip(events, records, strict=True):
+            self.feed.publish([record])
+            if (transition := self.board.take(event)) is not None:
+                self._tell(transition)
+        self._rotate()
+
+    def _tell(self, transition: Transition) -> None:
+        self.feed.publish([line("session", transition.after.to_json())])
+        self._changed.set()
+        if self._notifier is not None:
+            try:
+                self._notifier.consider(transition)
+            except Exception as error:  # noqa: BLE001 - a notification that fails must not lose events
+                self.say(f"notifications: {type(error).__name__}: {error}", "notifier")
+
+    def _drop(self, sandbox: str, error: MalformedError) -> None:
+        self.dropped += 1
+        self.say(f"{sandbox}: a line was no event: {error}", sandbox)
+
+    def _rotate(self) -> None:
+        try:
+            self.events.rotate_if_long(self.board)
+        except OSError as error:
+            self.say(f"the event log cannot be rotated: {error.strerror or error}", "disk")
+
+    # -- what the host knows ---------------------------------------------------------------------
+
+    def vm_stopped(self, sandbox: str) -> None:
+        """Its sessions end."""
+        if not self.board.lives(sandbox):
+            return
+        now, seq = time.time_ns(), self.board.seq + 1
+        self._append_quietly(line("stopped", {"sandbox": sandbox, "seq": seq, "time_ns": now}))
+        for transition in self.board.stop(sandbox, seq, now):
+            self._tell(transition)
+
+    def vm_deleted(self, sandbox: str) -> None:
+        if self.board.knows(sandbox):
+            self.vm_stopped(sandbox)
+            self._append_quietly(line("forgotten", {"sandbox": sandbox}))
+            self.board.forget(sandbox)
+            self._changed.set()
+
+    def replied(self, sandbox: str, session_id: str, seq: int) -> bool:
+        """Somebody answered the dialog that event `seq` opened; False when that is not the open one."""
+        session = self.board.sessions.get((sandbox, session_id))
+        if session is None or session.seq != seq or not session.wants:
+            return False
+        now = time.time_ns()
+        self._record(
+            [
+                Event(
+                    self.board.seq + 1, "", now, now, sandbox, session.project, HOST_REPLIED, session_id,
+                    session.uuid, 0, {"answers": seq},
+                )
+            ]
+        )  # fmt: skip
+        return True
+
+    def _append_quietly(self, record: bytes) -> None:
+        """What the host will see again by itself may be lost when the disk is full."""
+        try:
+            self.events.append([record])
+        except OSError as error:
+            self.say(f"the event log cannot be written: {error.strerror or error}", "disk")
+
+    def _forget_unregistered(self) -> None:
+        """Sessions of VMs that went away while no server ran have ended."""
+        registered = {box.registration.name for box in self.boxes.all()}
+        for name in {session.sandbox for session in self.board.ordered()} - registered:
+            self.vm_stopped(name)
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def sessions(self) -> list[Session]:
+        return self.board.ordered()
+
+    def state(self) -> dict[str, Any]:
+        """What state.json and `GET /state` say."""
+        return {
+            "schema": hooks.SCHEMA,
+            "server": {**self._about, "dropped": self.dropped},
+            "updated_ns": time.time_ns(),
+            "seq": self.board.seq,
+            "sandboxes": [
+                {
+                    "name": box.registration.name,
+                    "project": box.registration.project,
+                    "running": box.boot is not None,
+                    "connected": box.connected,
+                }
+                for box in self.boxes.all()
+            ],
+            "sessions": [session.to_json() for session in self.sessions()],
+        }
+
+    async def refresh(self) -> None:
+        await self.boxes.refresh()
+        self._changed.set()
+
+    async def notify_test(self) -> list[str]:
+        return await self._notifier.test() if self._notifier is not None else []
+
+    def say(self, text: str, about: str = "") -> None:
+        """A line in the server's log. Of those about one thing, which a guest may cause by the thousand,
+        one each QUIET_SECONDS; the next one tells how many were left out."""
+        if about:
+            last, left_out = self._said.get(about, (-QUIET_SECONDS, 0))
+            now = time.monotonic()
+            if now - last < QUIET_SECONDS:
+                self._said[about] = last, left_out + 1
+                return
+            self._said[about] = now, 0
+            text += f" ({left_out} more lines were left out)" if left_out else ""
+        self._log.say("".join(c if c.isprintable() else "?" for c in text)[:1000])
+
+    def _greeting(self) -> list[bytes]:
+        return [line("session", session.to_json()) for session in self.sessions()]
+
+    async def _write_state(self) -> None:
+        """state.json after each change, a burst at once."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(STATE_DELAY)
+            self._changed.clear()
+            try:
+                await asyncio.to_thread(self._save_state, self.state())
+            except OSError as error:
+                self.say(f"state.json cannot be written: {error.strerror or error}", "disk")
+
+    def _save_state(self, state: dict[str, Any]) -> None:
+        # Not durable: it is made again from the log at each start.
+        data = json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
+        write_atomic(hooks.state_directory() / "state.json", data, durable=False)
+
+
+# -- the worker process ----------------------------------------------------------------------------
+
+
+def main(fd: int) -> int:
+    """The worker's whole life; `fd` is the lock. Returns the exit code."""
+    with daemon.worker_of(hooks.daemon(), fd) as orphaned:
+        asyncio.run(_serve(orphaned))
+    return 0
+
+
+async def _serve(orphaned: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    forwards, notifier = _collaborators()
+    server = Server(forwards=forwards, notifier=notifier)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop_soon)
+
+    def parent_gone() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            server.say("the parent is gone: starting anew")
+            orphaned()
+            server.stop_soon()
+
+    loop.add_reader(0, parent_gone)
+    await server.run()
+
+
+def _collaborators() -> tuple[Forwards | None, Notifies | None]:
+    return _forward, None
+
+
+def _forward(
+    each: Registration, socket: Path, usable: Callable[[], bool], log: Say, on_state: Callable[[bool], None]
+) -> Forward:
+    return Forward(
+        ssh_config=each.ssh_config, host=each.host, guest_socket=each.guest_socket, host_socket=socket,
+        script=managed.delivery(), usable=usable, log=log, on_state=on_state,
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""The programs that are servers: as parent (daemon.py), or with `--worker FD` as the server itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from _claude_sandbox import daemon, hooks
+from _claude_sandbox.errors import ClaudeSandboxError
+
+_HOOKS = """usage: claude-hooks-server [--help]
+
+Receives Claude Code's hook events from this user's sandboxes. It is started when it is needed; by hand
+it runs in the foreground, for a service manager. `claude-sandbox restart-hooks` starts it anew.
+"""
+
+
+def hooks_server(arguments: Sequence[str]) -> int:
+    """Returns the exit code."""
+    if list(arguments[:1]) == ["--worker"]:
+        from _claude_sandbox import hookserver
+
+        return hookserver.main(int(arguments[1]))
+    return _parent(arguments, hooks.daemon, _HOOKS)
+
+
+def stop_all() -> None:
+    """The verb `stop-all`, after the sandboxes: every server of this user. Raises ClaudeSandboxError."""
+    hooks.stop()
+
+
+def _parent(arguments: Sequence[str], found: Callable[[], daemon.Daemon], usage: str) -> int:
+    if arguments:
+        help = arguments[0] in ("-h", "--help")
+        print(usage, end="", file=sys.stdout if help else sys.stderr)
+        return 0 if help else 2
+    try:
+        return daemon.supervise(found())
+    except ClaudeSandboxError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
