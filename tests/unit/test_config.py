@@ -28,6 +28,7 @@ SAMPLES: dict[str, tuple[Any, Any, Any, Any]] = {
     "packages": (None, "", ["jq"], "git,gh"),
     "proxy": (None, "", None, "host"),
     "ca": (None, "", None, "host"),
+    "hooks": (None, "off", None, "off"),
 }
 SHOWN = {
     "settings": ["/a", "/b", "/c", "/d"],
@@ -42,6 +43,7 @@ SHOWN = {
     "packages": ["", "", "jq", "git gh"],
     "proxy": ["", "", "", "True"],
     "ca": ["", "", "", "True"],
+    "hooks": ["", "False", "", "False"],
 }
 LIMIT_KEYS = {"max-cpus", "max-memory", "max-disk"}
 
