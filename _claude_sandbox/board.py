@@ -34,6 +34,8 @@ class Board:
         self.seq = max(self.seq, event.seq)
         if event.id:
             self._note_spool(event.sandbox, event.spool, event.number)
+        if not event.session_id:  # of the guest as a whole
+            return None
         key = event.sandbox, event.session_id
         before = self.sessions.get(key)
         after = step(before, event)

@@ -15,6 +15,7 @@ from typing import Any
 
 from _claude_sandbox import eventlog, hooks
 from _claude_sandbox.attention import Session
+from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hookevent import Event
 
 AGAIN_SECONDS = 0.5  # between two looks for a server
@@ -33,17 +34,20 @@ def follow(*, after: int | None = None) -> Iterator[Event | Session]:
     """
     seen: dict[tuple[str, str], Session] = {}
     while True:
-        with contextlib.suppress(OSError), _connect() as client:
+        with contextlib.suppress(OSError, ClaudeSandboxError), _connect() as client:
             # Connected before the log is read: nothing falls between.
-            if after is not None:
+            shown = after or 0
+            if after is None:
+                after = int(hooks.ask("GET", "/state")["seq"])  # from here on, should the server go away
+            else:
                 for event in eventlog.logged(hooks.state_directory(), after=after):
-                    after = event.seq
+                    after = shown = event.seq
                     yield event
             for value in _lines(client):
                 item = _item(value)
                 if isinstance(item, Event):
-                    if after is None or item.seq > after:
-                        after = item.seq
+                    if item.seq > shown:
+                        shown, after = item.seq, max(after, item.seq)
                         yield item
                 elif item is not None and seen.get(item.key) != item:
                     seen[item.key] = item

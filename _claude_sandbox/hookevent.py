@@ -22,6 +22,7 @@ HEAD_LIMIT = 2048  # bytes of a payload that was over the guest's limit
 NUMBER_LIMIT = 1 << 53  # a spool's sequence and our own; past it JSON readers begin to round
 TIME_LIMIT = 1 << 62  # ns; the year 2116
 HOST = "Host"  # an event that the host made; no guest may send one of that name
+LOST = "HookEventsLost"  # the guest's own: its queue was full; of no session
 HOST_REPLIED = "HostReplied"  # somebody answered the open dialog through us
 MESSAGE, LONG, SHORT = 500, 1000, 120  # characters
 CHOICES = 12
@@ -139,7 +140,7 @@ def parse(line: bytes, *, sandbox: str, project: str, received_ns: int) -> Event
             raise ValueError(f"{name} is no event of a guest")
         return Event(
             0, id, _time(value.get("time_ns"), received_ns), received_ns, sandbox, project, name,
-            _matching(_SESSION, payload.get("session_id"), "session_id"),
+            "" if name == LOST else _matching(_SESSION, payload.get("session_id"), "session_id"),
             _optional(_UUID, value.get("uuid")).lower(),
             _number(value.get("pid"), 1 << 31), choose(name, payload), cut,
         )  # fmt: skip

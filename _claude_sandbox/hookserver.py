@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -26,13 +27,13 @@ from _claude_sandbox.files import write_atomic
 from _claude_sandbox.forward import Forward
 from _claude_sandbox.hookboxes import Boxes, Forwards, Say
 from _claude_sandbox.hookcontrol import Control
-from _claude_sandbox.hookevent import HOST_REPLIED, Event, MalformedError, parse
+from _claude_sandbox.hookevent import HOST_REPLIED, LOST, Event, MalformedError, parse
 from _claude_sandbox.hookfeed import Feed
 from _claude_sandbox.hookintake import Taken
 from _claude_sandbox.registration import Registration
 
 REFRESH_SECONDS, IDLE_SECONDS = 5.0, 600.0
-STATE_DELAY = 0.05  # seconds between a change and state.json; one write for a burst
+STATE_DELAY = 0.08  # seconds between a change and state.json; one write for a burst
 QUIET_SECONDS = 10.0  # between two lines of the log about one sandbox
 
 
@@ -81,6 +82,7 @@ class Server:
         self._forget_unregistered()
         writer = asyncio.create_task(self._write_state())
         try:
+            gc.freeze()  # what stays for good is not looked at again
             self._changed.set()
             await self.control.start()  # last: who can reach it finds all the rest
             self.say(f"started, version {self._about['version']}, {len(self.boxes.all())} sandboxes")
@@ -123,7 +125,7 @@ class Server:
             await writer
         with contextlib.suppress(OSError):
             self.events.sync()
-            self._save_state(self.state())
+            _save_state(self._state_text())
         self.events.close()
 
     def stop_soon(self) -> None:
@@ -163,6 +165,8 @@ class Server:
         self.events.append(records)
         for event, record in zip(events, records, strict=True):
             self.feed.publish([record])
+            if event.name == LOST:
+                self.say(f"{event.sandbox}: {event.data.get('message', LOST)}", event.sandbox)
             if (transition := self.board.take(event)) is not None:
                 self._tell(transition)
         self._rotate()
@@ -287,14 +291,18 @@ class Server:
             await asyncio.sleep(STATE_DELAY)
             self._changed.clear()
             try:
-                await asyncio.to_thread(self._save_state, self.state())
+                await asyncio.to_thread(_save_state, self._state_text())
             except OSError as error:
                 self.say(f"state.json cannot be written: {error.strerror or error}", "disk")
 
-    def _save_state(self, state: dict[str, Any]) -> None:
-        # Not durable: it is made again from the log at each start.
-        data = json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
-        write_atomic(hooks.state_directory() / "state.json", data, durable=False)
+    def _state_text(self) -> bytes:
+        # Made here: in a thread it would hold the interpreter against the loop. No indent: C's encoder.
+        return json.dumps(self.state(), sort_keys=True).encode() + b"\n"
+
+
+def _save_state(text: bytes) -> None:
+    # Not durable: it is made again from the log at each start.
+    write_atomic(hooks.state_directory() / "state.json", text, durable=False)
 
 
 # -- the worker process ----------------------------------------------------------------------------
@@ -309,8 +317,9 @@ def main(fd: int) -> int:
 
 async def _serve(orphaned: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
-    forwards, notifier = _collaborators()
-    server = Server(forwards=forwards, notifier=notifier)
+    log = daemon.Log(hooks.state_directory() / "server.log")
+    forwards, notifier = _collaborators(log.say)
+    server = Server(forwards=forwards, notifier=notifier, log=log)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop_soon)
 
@@ -325,7 +334,8 @@ async def _serve(orphaned: Callable[[], None]) -> None:
     await server.run()
 
 
-def _collaborators() -> tuple[Forwards | None, Notifies | None]:
+def _collaborators(_say: Callable[[str], None]) -> tuple[Forwards | None, Notifies | None]:
+    """What carries events here from the guests, and what tells people. None: sockets and feed alone."""
     return _forward, None
 
 

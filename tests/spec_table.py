@@ -38,12 +38,21 @@ TABLE: dict[str, tuple[Proof, ...]] = {
         "::test_stop_by_force_when_broken",
         "::test_restart_applies_changed_settings",
     ),
-    "1.4": ("blackbox/test_commands::test_stop_all_stops_ours_only", HOOKS),
-    "1.5": (HOOKS,),
+    "1.4": (
+        "blackbox/test_commands::test_stop_all_stops_ours_only",
+        "blackbox/test_hook_verbs::test_sessions_are_shown_and_stop_asks",
+        HOOKS,
+    ),
+    "1.5": (
+        "blackbox/test_hook_verbs::test_events_and_restart_hooks",
+        "blackbox/test_hooks::test_after_a_stop_and_a_start_all_is_known",
+        "::test_a_killed_server_comes_back_and_nothing_is_lost_or_taken_twice",
+    ),
     "1.6": (
         "blackbox/test_commands::test_status_of_an_empty_host",
         "::test_status_lists_ours_with_project_and_resources",
         "::test_status_as_json",
+        "blackbox/test_hook_verbs::test_sessions_are_shown_and_stop_asks",
         HOOKS,
     ),
     "1.7": (
@@ -113,7 +122,10 @@ TABLE: dict[str, tuple[Proof, ...]] = {
         "::test_a_project_file_stays_within_the_user_s_limits",
         "unit/test_config::test_what_reaches_the_host_needs_approval_of_this_very_content",
     ),
-    "3.3": ("blackbox/test_sandbox::test_what_claude_finds_in_its_environment", HOOKS),
+    "3.3": (
+        "blackbox/test_sandbox::test_what_claude_finds_in_its_environment",
+        "blackbox/test_hooks_launch::test_a_launch_has_the_host_listen",
+    ),
     "3.4": (
         "blackbox/test_sandbox::test_one_credential_arrives_and_never_in_an_argv_or_a_log",
         "::test_a_loopback_base_url_points_to_the_host",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,33 @@ def test_invariants_hold_in_any_order(names: list[tuple[str, bool]]) -> None:
         assert session.seq <= seq and session.since_ns <= seq * 10**9
         if before is not None and (before.state, before.wants) != (session.state, session.wants):
             assert session.seq == seq, "a new state names its event"
+
+
+def test_the_documented_table_names_every_event_that_has_a_rule() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "hooks.md").read_text()
+    table = text.split("| event | when | then |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([A-Z][A-Za-z]+)`", table))
+    rules = set(attention._RULES) - {"HostReplied"}  # "our own reply"
+    assert named == rules | {"SubagentStop"}
+
+
+# Rows of that table: events before, the event, the state after.
+@pytest.mark.parametrize(
+    ("before", "last", "state"),
+    [
+        ((), "SessionStart.startup", "idle"), (("UserPromptSubmit",), "SessionStart.compact", "working"),
+        (("Stop",), "UserPromptSubmit", "working"), (("Stop",), "PreToolUse.Bash", "working"),
+        (("PermissionRequest.Bash",), "PostToolUse.Bash", "working"),
+        (("PermissionRequest.Bash",), "PreToolUse.Read", "needs_input"),
+        (("UserPromptSubmit",), "PermissionRequest.Bash", "needs_input"),
+        (("PermissionRequest.Bash",), "Notification.permission_prompt", "needs_input"),
+        (("UserPromptSubmit",), "Notification.permission_prompt", "needs_input"),
+        (("Stop",), "Notification.idle_prompt", "done"), (("StopFailure.unknown",), "Notification.idle_prompt", "failed"),
+        (("UserPromptSubmit",), "Notification.idle_prompt", "idle"), (("PermissionRequest.Bash",), "PermissionDenied", "working"),
+        (("PermissionRequest.Bash",), "ElicitationResult", "working"), (("UserPromptSubmit",), "Elicitation", "needs_input"),
+        (("UserPromptSubmit",), "Stop", "done"), (("UserPromptSubmit",), "StopFailure.unknown", "failed"),
+        (("UserPromptSubmit",), "SubagentStop", "working"), (("Stop",), "SessionEnd.clear", "ended"),
+    ],
+)  # fmt: skip
+def test_rows_of_the_documented_table(before: tuple[str, ...], last: str, state: str) -> None:
+    assert states(*before, last)[-1] == state

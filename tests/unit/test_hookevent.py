@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _claude_sandbox import hookevent
+from _claude_sandbox.board import Board
 from _claude_sandbox.hookevent import Event, MalformedError, clean, parse
 
 SAMPLES = Path(__file__).parent / "hooks"
@@ -125,6 +126,18 @@ def test_a_head_may_break_off_anywhere(at: int) -> None:
         assert at < 60
     else:
         assert (event.session_id, event.name) == ("s1", "Stop") or at < 60
+
+
+def test_lost_events_are_told_without_a_session() -> None:
+    lost = {
+        "session_id": "",
+        "hook_event_name": "HookEventsLost",
+        "count": 3,
+        "message": "3 hook events were lost",
+    }
+    event = read(wire(lost))
+    assert event.session_id == "" and event.data["message"] == "3 hook events were lost"
+    assert Board().take(event) is None
 
 
 def test_what_a_question_offers() -> None:

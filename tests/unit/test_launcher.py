@@ -63,7 +63,7 @@ class Checkout:
 def make_checkout(root: Path) -> Checkout:
     code = root / "a checkout"
     (code / "_claude_sandbox").mkdir(parents=True)
-    for name in ("claude-sandbox", "rebuild-tools-vm"):
+    for name in ("claude-sandbox", "rebuild-tools-vm", "claude-hooks-server"):
         shutil.copy2(ROOT / name, code / name)
     for name in ("__init__", "bootstrap", "errors", "files", "run"):
         shutil.copy2(ROOT / "_claude_sandbox" / f"{name}.py", code / "_claude_sandbox")
@@ -142,6 +142,8 @@ def test_through_symlinks_from_another_directory(used: Checkout, tmp_path: Path)
 def test_rebuild_tools_vm_is_the_verb(used: Checkout, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(Path(used.launcher).parent / "rebuild-tools-vm")
     assert used.run(str(tmp_path / "link"), "-y").stdout.endswith("['rebuild-tools-vm', '-y']\n")
+    server = Path(used.launcher).parent / "claude-hooks-server"
+    assert used.run(str(server), "--help").stdout.endswith("['_hooks-server', '--help']\n")
 
 
 def test_another_lock_file_is_another_environment(used: Checkout) -> None:
