@@ -228,6 +228,6 @@ def _forward(grant: Grant, socket: Path, script: str, log: Log) -> Runs:
         return instance is not None and instance.status == RUNNING
 
     return Forward(
-        name=grant.name, ssh_config=grant.ssh_config, host=grant.host, guest_socket=grant.guest_socket,
+        ssh_config=grant.ssh_config, host=grant.host, guest_socket=grant.guest_socket,
         host_socket=socket, script=script, usable=usable, log=log,
     )  # fmt: skip

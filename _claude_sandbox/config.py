@@ -98,6 +98,8 @@ SETTINGS = (
             in_project=NEVER),
     Setting("ca", _plain(values.parse_from_host), False, "`host`: make the guest trust the host's extra CAs",
             in_project=NEVER),
+    Setting("hooks", _plain(values.parse_on_off), True, "`off`: do not listen to what Claude tells of itself "
+            "(default: on)", env="CLAUDE_SANDBOX_HOOKS", in_project=NEVER),
     Setting("max-cpus", _plain(values.parse_cpus), None, "most CPUs that a project file may ask for "
             "(default: the host's)", in_project=NEVER),
     Setting("max-memory", _plain(values.parse_memory), None, "most memory that a project file may ask for "
@@ -135,6 +137,7 @@ class Config:
     packages: tuple[str, ...] = ()
     proxy: bool = False
     ca: bool = False
+    hooks: bool = True
     notify: tuple[str, ...] = values.NOTIFY_STATES
     notify_command: tuple[str, ...] = ()
     notify_quiet: tuple[int, int] | None = None

@@ -60,7 +60,6 @@ class Forward:
     def __init__(
         self,
         *,
-        name: str,
         ssh_config: Path,
         host: str,
         guest_socket: str,
@@ -70,7 +69,7 @@ class Forward:
         log: Callable[[str], None],
         on_state: Callable[[bool], None] = lambda _up: None,
     ) -> None:
-        self._name, self._usable, self._log, self._on_state = name, usable, log, on_state
+        self._usable, self._log, self._on_state = usable, log, on_state
         self._command = functools.partial(command, ssh_config, host, guest_socket, host_socket, script)
         self._told = ""
 
@@ -88,7 +87,7 @@ class Forward:
                 worked, why = False, error.brief
             pause = SHORTEST if worked else min(pause * 2, LONGEST)
             if self._usable():
-                self._tell(f"the connection for {self._name}'s events ended: {why or 'it was closed'}")
+                self._tell(f"the connection to the guest ended: {why or 'it was closed'}")
             await asyncio.sleep(pause)
 
     async def _once(self) -> tuple[bool, str]:
@@ -115,7 +114,7 @@ class Forward:
         if text and text != self._told:
             self._log(text)
         elif self._told and not text:
-            self._log(f"{self._name} is connected again")
+            self._log("connected to the guest again")
         self._told = text
 
 

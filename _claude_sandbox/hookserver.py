@@ -14,21 +14,25 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox import daemon, hooks
+from _claude_sandbox import daemon, hooks, managed, registration
 from _claude_sandbox.attention import Session, Transition
 from _claude_sandbox.board import Board
 from _claude_sandbox.eventlog import EventLog, line, of_event
 from _claude_sandbox.files import write_atomic
-from _claude_sandbox.hookboxes import Boxes, Forwards
+from _claude_sandbox.forward import Forward
+from _claude_sandbox.hookboxes import Boxes, Forwards, Say
 from _claude_sandbox.hookcontrol import Control
 from _claude_sandbox.hookevent import HOST_REPLIED, LOST, Event, MalformedError, parse
 from _claude_sandbox.hookfeed import Feed
 from _claude_sandbox.hookintake import Taken
+from _claude_sandbox.notify import Notifier
 from _claude_sandbox.registration import Registration
+from _claude_sandbox.reply import Replied
 
 REFRESH_SECONDS, IDLE_SECONDS = 5.0, 600.0
 STATE_DELAY = 0.08  # seconds between a change and state.json; one write for a burst
@@ -37,6 +41,8 @@ QUIET_SECONDS = 10.0  # between two lines of the log about one sandbox
 
 class Notifies(Protocol):
     """notify.Notifier, as far as we need it."""
+
+    def resume(self, sessions: Iterable[Session]) -> None: ...
 
     def consider(self, transition: Transition) -> None: ...
 
@@ -61,7 +67,7 @@ class Server:
         self.feed = Feed(hooks.feed_socket(), self._greeting)
         self.control = Control(hooks.control_socket(), self)
         self.dropped = 0  # lines that were no events, since the start
-        self._notifier = notifier
+        self.notifier = notifier
         self._log = log or daemon.Log(hooks.state_directory() / "server.log")
         self._said: dict[str, tuple[float, int]] = {}
         self._stop = asyncio.Event()
@@ -78,6 +84,8 @@ class Server:
         await self.feed.start()
         await self.boxes.refresh()
         self._forget_unregistered()
+        if self.notifier is not None:
+            self.notifier.resume(self.sessions())
         writer = asyncio.create_task(self._write_state())
         try:
             gc.freeze()  # what stays for good is not looked at again
@@ -116,8 +124,8 @@ class Server:
         await self.control.close()
         await self.boxes.close()
         await self.feed.close()
-        if self._notifier is not None:
-            await self._notifier.close()
+        if self.notifier is not None:
+            await self.notifier.close()
         writer.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await writer
@@ -172,9 +180,9 @@ class Server:
     def _tell(self, transition: Transition) -> None:
         self.feed.publish([line("session", transition.after.to_json())])
         self._changed.set()
-        if self._notifier is not None:
+        if self.notifier is not None:
             try:
-                self._notifier.consider(transition)
+                self.notifier.consider(transition)
             except Exception as error:  # noqa: BLE001 - a notification that fails must not lose events
                 self.say(f"notifications: {type(error).__name__}: {error}", "notifier")
 
@@ -264,7 +272,7 @@ class Server:
         self._changed.set()
 
     async def notify_test(self) -> list[str]:
-        return await self._notifier.test() if self._notifier is not None else []
+        return await self.notifier.test() if self.notifier is not None else []
 
     def say(self, text: str, about: str = "") -> None:
         """A line in the server's log. Of those about one thing, which a guest may cause by the thousand,
@@ -316,8 +324,8 @@ def main(fd: int) -> int:
 async def _serve(orphaned: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     log = daemon.Log(hooks.state_directory() / "server.log")
-    forwards, notifier = _collaborators(log.say)
-    server = Server(forwards=forwards, notifier=notifier, log=log)
+    server = Server(forwards=_forward, log=log)
+    server.notifier = _notifier(server)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop_soon)
 
@@ -332,6 +340,22 @@ async def _serve(orphaned: Callable[[], None]) -> None:
     await server.run()
 
 
-def _collaborators(_say: Callable[[str], None]) -> tuple[Forwards | None, Notifies | None]:
-    """What carries events here from the guests, and what tells people. None: sockets and feed alone."""
-    return None, None
+def _forward(
+    each: Registration, socket: Path, usable: Callable[[], bool], log: Say, on_state: Callable[[bool], None]
+) -> Forward:
+    return Forward(
+        ssh_config=each.ssh_config, host=each.host, guest_socket=each.guest_socket, host_socket=socket,
+        script=managed.delivery(), usable=usable, log=log, on_state=on_state,
+    )  # fmt: skip
+
+
+def _notifier(server: Server) -> Notifier:
+    def answered(replied: Replied) -> None:
+        if replied.kind == "choice":
+            server.replied(replied.sandbox, replied.session_id, replied.seq)
+
+    return Notifier(
+        log=server.say,
+        projects=lambda: [each.project for each in registration.all_in(hooks.registrations())],
+        answered=answered,
+    )

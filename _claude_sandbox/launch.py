@@ -18,10 +18,13 @@ from _claude_sandbox import (
     credential,
     first_boot,
     first_run,
+    hooks,
     login,
     login_sync,
+    managed,
     panes,
     paths,
+    registration,
     remote,
     settings,
     settings_sync,
@@ -188,14 +191,21 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
 
     if warning := settings.users_own_warning(config.settings):
         warn(warning)
+    if config.hooks:
+        listening = _listen(config, instance)
     guest = ctx.guest(instance)
     guest.connect()
     chosen = _login(ctx, config.settings, warn)
-    env = {**environment(config), **login.launch_env(os.environ), **chosen.environment()}
+    env = {
+        **environment(config),
+        **_hooks_socket(config, instance),
+        **login.launch_env(os.environ),
+        **chosen.environment(),
+    }
     tree = settings.scan(
         config.settings, lambda _text: None, settings_sync.files_dir(paths.state_dir()) / "quick.json"
     )
-    seen = _fingerprint(tree, chosen, instance)
+    seen = _fingerprint(tree, chosen, instance, config.hooks)
     if not (quick and seen is not None and _prepared(instance) == seen):
         _sync_login(ctx, chosen, other_guests(ctx, instance))
         report = settings_sync.prepare(
@@ -205,16 +215,48 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
             sandbox=instance.name,
             state_dir=paths.state_dir(),
             identity=first_run.git_identity(ctx.runner, paths.home()),
+            hooks=config.hooks,
             warn=warn,
         )
         _tell(ctx, instance, report)
         if seen is not None:
             write_atomic(instance.dir / PREPARED, seen.encode())
+    if config.hooks:
+        for trouble in listening:
+            ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
     return Launch(env, chosen, tree.looked_at, bool(warnings))
+
+
+def _hooks_socket(config: Config, instance: Instance) -> dict[str, str]:
+    """The variable that tells the guest where the host listens."""
+    if not config.hooks:
+        return {}
+    return {"CLAUDE_HOOKS_SOCKET": registration.guest_socket(boot.guest_uid(instance))}
+
+
+def _listen(config: Config, instance: Instance) -> list[str]:
+    """Have the hooks server listen to this VM, while we go on; the list fills with what goes wrong."""
+    import threading
+
+    trouble: list[str] = []
+
+    def listen() -> None:
+        try:
+            hooks.register(instance, config.project, uid=boot.guest_uid(instance))
+            hooks.ensure()
+        except (ClaudeSandboxError, OSError) as error:
+            trouble.append(f"The host will not hear when Claude needs you: {error}")
+
+    threading.Thread(target=listen, daemon=True).start()
+    return trouble
 
 
 def _tell(ctx: Context, instance: Instance, report: settings_sync.PrepareReport) -> None:
     """What the user should know of a launch's changes."""
+    if not report.hooks:
+        ctx.progress.warn(
+            f"The host will not hear when Claude needs you: hooks need root in {instance.name}, and sudo failed there."
+        )
     if report.collected:
         ctx.progress.note(f"{instance.name} changed the login; it is in {report.collected.where} now.")
     if report.saved:
@@ -233,10 +275,11 @@ def _sync_login(ctx: Context, chosen: login.Login, guests: Mapping[str, Guest]) 
         ctx.progress.warn(f"The login was not taken over from running sandboxes: {error.brief}")
 
 
-def _fingerprint(tree: settings.HostTree, chosen: login.Login, instance: Instance) -> str | None:
+def _fingerprint(tree: settings.HostTree, chosen: login.Login, instance: Instance, hooks: bool) -> str | None:
     """What the guest would be given, and to which boot of the VM; None when that cannot be told."""
     boot_id = boot.boot_id(instance)
     parts = [boot_id, repr(sorted(tree.files.items())), repr(tree.mcp), chosen.hand_over()]
+    parts.append(repr(managed.files()) if hooks else "")
     return hashlib.sha256(repr(parts).encode()).hexdigest() if boot_id else None
 
 
@@ -389,7 +432,15 @@ def run_shell(
 
 # Variables of ours that hold no secret: their values may stand in a file.
 _OPEN = frozenset(
-    {"UV_PROJECT_ENVIRONMENT", "LANG", "TERM", "TZ", "DISABLE_AUTOUPDATER", "NODE_EXTRA_CA_CERTS"}
+    {
+        "UV_PROJECT_ENVIRONMENT",
+        "LANG",
+        "TERM",
+        "TZ",
+        "DISABLE_AUTOUPDATER",
+        "NODE_EXTRA_CA_CERTS",
+        "CLAUDE_HOOKS_SOCKET",
+    }
 )
 
 

@@ -37,11 +37,6 @@ _EVENTS: Mapping[str, str] = {
 }
 
 
-def guest_socket(uid: int) -> str:
-    """Where a guest finds the host: CLAUDE_HOOKS_SOCKET."""
-    return f"/run/user/{uid}/claude-hooks.sock"
-
-
 def settings() -> bytes:
     """The managed settings file."""
     hooks = {event: [_entry(event, matcher)] for event, matcher in _EVENTS.items()}

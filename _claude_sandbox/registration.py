@@ -14,6 +14,11 @@ from _claude_sandbox.files import read_json, write_json
 SCHEMA = 1
 
 
+def guest_socket(uid: int) -> str:
+    """The hooks' socket in a guest whose user has this id."""
+    return f"/run/user/{uid}/claude-hooks.sock"
+
+
 @dataclass(frozen=True)
 class Registration:
     """`host` is the alias in `ssh_config`; `uid` the user's in the guest."""
@@ -33,7 +38,7 @@ class Registration:
     @property
     def guest_socket(self) -> str:
         """Where the guest finds us: CLAUDE_HOOKS_SOCKET."""
-        return f"/run/user/{self.uid}/claude-hooks.sock"
+        return guest_socket(self.uid)
 
     def write(self, directory: Path) -> Path:
         """Put it beside the others, atomically."""

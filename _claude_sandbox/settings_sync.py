@@ -97,9 +97,10 @@ def prepare(
     sandbox: str,
     state_dir: Path,
     identity: GitIdentity | None = None,
+    hooks: bool = True,
     warn: Warn = lambda _text: None,
 ) -> PrepareReport:
-    """Make the guest ready for Claude (spec 3.3, 4.13, 5.1-5.3).
+    """Make the guest ready for Claude (spec 3.3, 4.13, 5.1-5.3); `hooks`: let it tell of itself.
 
     `state_dir` holds the hash cache and the lock that keeps two launches of one sandbox apart. Raises
     ClaudeSandboxError (settings unreadable or too large, the guest's disk full) and
@@ -114,7 +115,7 @@ def prepare(
             seen = fetch(guest)
             if seen.credential is not None:
                 collected = login.collect(seen.credential, sandbox) or collected
-            push = _Push(tree, seen, login, identity, warn)
+            push = _Push(tree, seen, login, identity, hooks, warn)
             if push.is_empty or push.send(guest):
                 trips = 2 * attempt + (1 if push.is_empty else 2)
                 return push.report(collected, trips)
@@ -191,7 +192,13 @@ class _Push:
     """What differs, worked out from both sides, and the tar that carries it."""
 
     def __init__(
-        self, tree: HostTree, seen: Seen, login: Login, identity: GitIdentity | None, warn: Warn
+        self,
+        tree: HostTree,
+        seen: Seen,
+        login: Login,
+        identity: GitIdentity | None,
+        hooks: bool,
+        warn: Warn,
     ) -> None:
         self.tree, self.seen, self.warn = tree, seen, warn
         self.plan: Plan = manifest.plan(seen.base.files, tree.files, seen.files)
@@ -204,7 +211,8 @@ class _Push:
         self._claude_json(login)
         self._credential(login)
         self._git(identity)
-        self._hooks()
+        if hooks:
+            self._hooks()
         after = Manifest(tree.files, tree.mcp_states).encode()
         has_work = bool(self.contents or self.plan.remove)
         self.is_empty = not has_work and Manifest.decode(after) == seen.base

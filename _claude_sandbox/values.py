@@ -136,6 +136,15 @@ def parse_switch(value: object) -> bool:
     return value
 
 
+def parse_on_off(value: object) -> bool:
+    """`on` or `off`, which YAML itself reads as true and false."""
+    words = {"on": True, "off": False, "true": True, "false": False}
+    found = value if isinstance(value, bool) else words.get(str(value).lower())
+    if found is None:
+        raise ValueError(f"{value!r} is not known; write on or off")
+    return found
+
+
 def parse_voice(value: object) -> bool:
     """true or false, in any case: from a flag, a file, or CLAUDE_SANDBOX_VOICE_MODE."""
     text = str(value).strip().lower()
@@ -187,12 +196,6 @@ def parse_hours(value: object) -> tuple[int, int]:
     if h1 > 23 or h2 > 23 or m1 > 59 or m2 > 59 or (h1, m1) == (h2, m2):
         raise ValueError(f"{value!r} is no time of the day; write FROM-UNTIL, like 22:00-07:00")
     return h1 * 60 + m1, h2 * 60 + m2
-
-
-def parse_on_off(value: object) -> bool:
-    if value not in (True, False, "on", "off"):
-        raise ValueError(f"{value!r} is not known; write on or off")
-    return value in (True, "on")
 
 
 def _items(value: object) -> Iterable[str]:

@@ -126,7 +126,10 @@ TABLE: dict[str, tuple[Proof, ...]] = {
         "::test_a_project_file_stays_within_the_user_s_limits",
         "unit/test_config::test_what_reaches_the_host_needs_approval_of_this_very_content",
     ),
-    "3.3": ("blackbox/test_sandbox::test_what_claude_finds_in_its_environment", HOOKS),
+    "3.3": (
+        "blackbox/test_sandbox::test_what_claude_finds_in_its_environment",
+        "blackbox/test_hooks_launch::test_a_launch_has_the_host_listen",
+    ),
     "3.4": (
         "blackbox/test_sandbox::test_one_credential_arrives_and_never_in_an_argv_or_a_log",
         "::test_a_loopback_base_url_points_to_the_host",

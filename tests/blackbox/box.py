@@ -80,6 +80,7 @@ class Box:
             "XDG_RUNTIME_DIR": str(self.runtime), "TMUX_TMPDIR": str(self.runtime), "LANG": "C.UTF-8",
             "FAKE_LIMA_FAULTS": str(self.faults), "FAKE_LIMA_LOG": str(self._log),
             "FAKE_LIMA_PIDS": str(self._pids),
+            "CLAUDE_SANDBOX_HOOKS": "off",  # a server of its own is for the tests that are about it
             "FAKE_LIMA_LIFELINE": str(lifeline),
             "FAKE_SITE": str(Path(yaml.__file__).parents[1]), "FAKE_GUEST_SYSTEM_PATH": f"{self.system}/bin", "PYTHONPYCACHEPREFIX": str(self.system / "pyc"),
         }  # fmt: skip

@@ -34,6 +34,7 @@ SAMPLES: dict[str, tuple[Any, Any, Any, Any]] = {
     "notify.sound": (None, "", None, "off"),
     "voice": (True, "TRUE", None, True),
     "voice.command": (None, "", None, ["my-rec", "-x"]),
+    "hooks": (None, "off", None, "off"),
 }
 SHOWN = {
     "settings": ["/a", "/b", "/c", "/d"],
@@ -54,6 +55,7 @@ SHOWN = {
     "notify.sound": ["", "", "", "False"],
     "voice": ["True", "True", "", "True"],
     "voice.command": ["", "", "", "my-rec -x"],
+    "hooks": ["", "False", "", "False"],
 }
 LIMIT_KEYS = {"max-cpus", "max-memory", "max-disk"}
 

@@ -59,7 +59,7 @@ class World:
 
     def forward(self, script: str | None = None) -> forward.Forward:
         return forward.Forward(
-            name="app", ssh_config=self.top / "ssh.config", host="lima-app", guest_socket=str(self.guest_socket),
+            ssh_config=self.top / "ssh.config", host="lima-app", guest_socket=str(self.guest_socket),
             host_socket=self.host_socket, script=script or managed.delivery(), usable=lambda: self.runs,
             log=self.lines.append, on_state=self.states.append,
         )  # fmt: skip
@@ -146,7 +146,7 @@ def test_the_script_ends_when_the_server_is_killed(world: World) -> None:
     """Our end of its stdin is closed by whatever ends us."""
     code = (
         "import asyncio, sys; from pathlib import Path; from _claude_sandbox import forward\n"
-        f"asyncio.run(forward.Forward(name='app', ssh_config=Path('/x'), host='h', guest_socket={str(world.guest_socket)!r},"
+        f"asyncio.run(forward.Forward(ssh_config=Path('/x'), host='h', guest_socket={str(world.guest_socket)!r},"
         f" host_socket=Path({str(world.host_socket)!r}), script='echo ready; cat >/dev/null', usable=lambda: True,"
         " log=print, on_state=lambda up: print(up, flush=True)).run())"
     )
@@ -178,12 +178,12 @@ def test_tries_come_slower_and_the_reason_is_told_once(world: World) -> None:
         wait_until(lambda: len(world.calls()) >= 5)
         times = [float(line.split()[1]) for line in (world.top / "calls").read_text().splitlines()]
         assert times[4] - times[3] > 0.4  # 0.05 s, doubled three times
-        assert world.lines == ["the connection for app's events ended: remote port forwarding failed"]
+        assert world.lines == ["the connection to the guest ended: remote port forwarding failed"]
         world.mode("work")
         wait_until(lambda: world.states)
 
     world.play(scene, script="echo ready; cat >/dev/null")
-    assert world.lines[1] == "app is connected again"
+    assert world.lines[1] == "connected to the guest again"
 
 
 def test_one_that_never_gets_ready_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

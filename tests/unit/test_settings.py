@@ -162,7 +162,7 @@ class World:
 
     def __init__(self, tmp: Path) -> None:
         self.host, self.home, self.state = tmp / "host" / ".claude", tmp / "guest", tmp / "state"
-        self.bin = tmp / "bin"
+        self.bin = tmp / "guestbin"
         for path in (self.host, self.home, self.state, self.bin):
             path.mkdir(parents=True)
         self.sudo('#!/bin/sh\nshift\nexec "$@"\n')

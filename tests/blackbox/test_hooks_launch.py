@@ -1,0 +1,91 @@
+"""A launch has the host listen to what Claude tells of itself, and is never stopped by it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from box import Box
+
+APP = "claude-sandbox-app"
+ON = {"CLAUDE_SANDBOX_HOOKS": None}
+
+
+@pytest.fixture
+def made(box: Box) -> Iterator[Box]:
+    box.tools_vm()
+    box.run("create", "-y")
+    yield box
+    box.run("stop-all")  # the hooks server too
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def registrations(box: Box) -> list[Path]:
+    return list((box.runtime / "claude-sandbox" / "hooks" / "sandboxes").glob("*.json"))
+
+
+def test_a_launch_has_the_host_listen(made: Box) -> None:
+    ended = made.run(env=ON)
+    assert ended.code == 0, ended.text
+    seen = made.claude_runs(APP)[-1]["env"]
+    assert seen["CLAUDE_HOOKS_SOCKET"] == "/run/user/1000/claude-hooks.sock"
+    until(lambda: registrations(made))
+    told = json.loads(registrations(made)[0].read_text())
+    assert (told["name"], told["project"], told["uid"]) == (APP, str(made.project()), 1000)
+    setup = [
+        line for line in (made.guest(APP) / "system.log").read_text().splitlines() if "hooks-setup" in line
+    ]
+    assert len(setup) == 1 and setup[0].startswith("sudo -n sh ")
+    until(lambda: made.run("status", "--json", env=ON).json()["hooks_server"] == "Running")
+    # Its connection: one ssh, with the guest's socket under a name that nobody has had.
+    until(lambda: [argv for argv in made.calls("ssh") if "-R" in argv])
+    (forward, *_) = [argv for argv in made.calls("ssh") if "-R" in argv]
+    assert forward[forward.index("-R") + 1].startswith("/run/user/1000/claude-hooks.sock.")
+
+
+def test_no_second_exchange_with_the_guest_for_it(made: Box) -> None:
+    made.run()
+    made.forget_calls()
+    made.run()
+    without = len(made.calls("ssh"))
+    made.run(env=ON)
+    made.forget_calls()
+    made.run(env=ON)
+    # The fake guest's sudo installs nothing, so the files are brought each time: in the second exchange.
+    assert len([argv for argv in made.calls("ssh") if "-R" not in argv]) == without + 1
+
+
+def test_switched_off_nothing_listens(made: Box) -> None:
+    assert made.run().code == 0
+    assert "CLAUDE_HOOKS_SOCKET" not in made.claude_runs(APP)[-1]["env"]
+    assert registrations(made) == []
+    assert made.run("status", "--json").json()["hooks_server"] == "Not running"
+
+
+def test_a_server_that_cannot_be_started_does_not_stop_claude(made: Box) -> None:
+    blocked = made.runtime / "claude-sandbox" / "hooks"
+    blocked.parent.mkdir(mode=0o700, exist_ok=True)
+    blocked.write_text("no directory\n")
+    ended = made.run(env=ON)
+    assert ended.code == 0 and made.claude_runs(APP)
+    assert "The host will not hear when Claude needs you" in ended.err
+    blocked.unlink()
+
+
+def test_a_shell_has_the_socket_too_and_stays_warm(made: Box) -> None:
+    for _ in range(3):
+        ended = made.run("shell", "--", "sh", "-c", "echo $CLAUDE_HOOKS_SOCKET", env=ON)
+        assert ended.out == "/run/user/1000/claude-hooks.sock\n"
+        time.sleep(0.2)  # a note is not left of files that changed just now
+    made.forget_calls()
+    made.run("shell", "--", "true", env=ON)
+    assert len([argv for argv in made.calls("ssh") if "-R" not in argv]) == 1
