@@ -165,6 +165,7 @@ class Person:
         """Every VM of this person goes, whatever a failed test left; what is in the cache stays."""
         if (self.checkout / "claude-sandbox").exists():
             self.cs("prune", "-y", code=None, timeout=600)
+            self.cs("stop-all", code=None, timeout=600)  # the servers
         for pidfile in self.lima_home.glob("*/*.pid"):
             pid = int(pidfile.read_text() or 0)
             if str(pidfile.parent) in words_of(pid):  # not a stranger that has this id by now
@@ -192,6 +193,35 @@ class Stub:
             value = json.load(answer)
         assert isinstance(value, list)
         return value
+
+
+class Screen:
+    """A terminal of 110 by 35: a tmux server of the test's own, run by the person who sits before it."""
+
+    def __init__(self, person: Person) -> None:
+        self.person = person
+
+    def tmux(self, *arguments: str) -> str:
+        return self.person.run("tmux", "-S", str(self.person.home / "screen"), *arguments, code=None).out
+
+    def open(self, where: Path, env: dict[str, str], *argv: str) -> None:
+        pairs = [f"{key}={value}" for key, value in env.items()]
+        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "110", "-y", "35", "-c", str(where), "--",
+                  "env", "-u", "TMUX", "-u", "TMUX_PANE", *pairs, *argv)  # fmt: skip
+
+    def type(self, text: str) -> None:
+        self.tmux("send-keys", "-l", text)
+        self.wait_for(text)
+        self.tmux("send-keys", "Enter")
+
+    def wait_for(self, text: str, seconds: float = 180) -> str:
+        deadline = time.monotonic() + seconds
+        while True:
+            shown = self.tmux("capture-pane", "-p")
+            if text in shown:
+                return shown
+            assert time.monotonic() < deadline, f"{text!r} never came on the screen:\n{shown}"
+            time.sleep(0.5)
 
 
 def _children(pid: int) -> list[int]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import Person, Stub
+from machine import Person, Screen, Stub
 
 from _claude_sandbox import qcow2
 
@@ -218,35 +218,6 @@ def fetch(port: int, tries: int = 30) -> str:
                 raise
             time.sleep(1)
     raise AssertionError
-
-
-class Screen:
-    """A terminal of 110 by 35: a tmux server of the test's own, run by the person who sits before it."""
-
-    def __init__(self, person: Person) -> None:
-        self.person = person
-
-    def tmux(self, *arguments: str) -> str:
-        return self.person.run("tmux", "-S", str(self.person.home / "screen"), *arguments, code=None).out
-
-    def open(self, where: Path, env: dict[str, str], *argv: str) -> None:
-        pairs = [f"{key}={value}" for key, value in env.items()]
-        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "110", "-y", "35", "-c", str(where), "--",
-                  "env", "-u", "TMUX", "-u", "TMUX_PANE", *pairs, *argv)  # fmt: skip
-
-    def type(self, text: str) -> None:
-        self.tmux("send-keys", "-l", text)
-        self.wait_for(text)
-        self.tmux("send-keys", "Enter")
-
-    def wait_for(self, text: str, seconds: float = 180) -> str:
-        deadline = time.monotonic() + seconds
-        while True:
-            shown = self.tmux("capture-pane", "-p")
-            if text in shown:
-                return shown
-            assert time.monotonic() < deadline, f"{text!r} never came on the screen:\n{shown}"
-            time.sleep(0.5)
 
 
 @pytest.fixture

@@ -1,0 +1,194 @@
+"""What the real Claude in a real VM tells of itself reaches the host, whatever breaks on the way.
+
+With the person and the tools VM of test_a_day.py; one boot. `watched` is the running sandbox with a terminal,
+the stub API, and what the host knows; the tests follow each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import Person, Screen, Stub, with_pid, words_of
+
+pytestmark = pytest.mark.vm
+NAME = "claude-sandbox-attention"
+QUESTION = {
+    "tool": "AskUserQuestion",
+    "input": {
+        "questions": [
+            {
+                "question": "Which one?", "header": "Pick", "multiSelect": False,
+                "options": [{"label": "Red", "description": "r"}, {"label": "Blue", "description": "b"}],
+            }
+        ]
+    },
+}  # fmt: skip
+# Runs in the guest, away from any terminal: $1 events, two a second, as Claude's hook makes them.
+SOURCE = r"""
+i=0
+while [ $i -lt "$1" ]; do
+    i=$((i + 1))
+    printf '{"session_id":"%s","hook_event_name":"Notification","message":"n%s"}\n' "$2" $i |
+        sh -c "trap 'exit 0' 0; set -- queue Notification; . /usr/lib/claude-sandbox/hook.sh"
+    sleep 0.5
+done
+"""
+
+
+@dataclass
+class Watched:
+    """A running sandbox, and what the host knows of it."""
+
+    person: Person
+    project: Path
+    stub: Stub
+    screen: Screen
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Claude sessions of this sandbox that have not ended."""
+        found: list[dict[str, Any]] = self.person.cs("status", "--json", cwd=self.project).json()["sessions"]
+        return [each for each in found if each["sandbox"] == NAME and each["state"] != "ended"]
+
+    def state(self) -> tuple[str, str]:
+        """(state, what it wants) of the one session."""
+        found = self.sessions()
+        return (found[0]["state"], found[0]["wants"]) if found else ("", "")
+
+    def becomes(self, state: str, wants: str = "", seconds: float = 90) -> dict[str, Any]:
+        wait_until(lambda: self.state() == (state, wants), seconds, f"{state} {wants}")
+        return self.sessions()[0]
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self.person.cs("events", "--json", "--since", "2h", cwd=self.project).out.splitlines()
+        return [event for event in map(json.loads, lines) if event.get("sandbox") == NAME]
+
+    def messages(self, session: str) -> list[str]:
+        return [e["data"].get("message", "") for e in self.events() if e["session_id"] == session]
+
+    def start_source(self, count: int, session: str) -> None:
+        self.person.cs("shell", "--", "bash", "-c", f"setsid nohup sh -c '{quoted(SOURCE)}' sh {count} {session} "
+                       ">/dev/null 2>&1 </dev/null &", cwd=self.project)  # fmt: skip
+
+    def server(self) -> dict[str, int]:
+        """Process ids of the hooks server: `parent` and `worker`."""
+        uid = self.project.stat().st_uid
+        (file,) = [
+            f
+            for base in (Path(f"/run/user/{uid}/claude-sandbox"), Path(f"/tmp/claude-sandbox-{uid}"))
+            if (f := base / "hooks" / "server.pid").exists()
+        ]
+        state = self.person.home / ".local/state/claude-sandbox/hooks/state.json"
+        return {
+            "parent": json.loads(file.read_text())["pid"],
+            "worker": json.loads(state.read_text())["server"]["pid"],
+        }
+
+    def forward(self) -> list[int]:
+        """The ssh that carries this sandbox's events."""
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [
+            pid
+            for pid in pids
+            if "ExitOnForwardFailure=yes" in (words := words_of(pid)) and f"lima-{NAME}" in words
+            and words.startswith("ssh")
+        ]  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    return text.replace("'", "'\\''")
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it never came: {what}"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def watched(user: Person, stub: Stub) -> Iterator[Watched]:
+    """Boot 1: Claude's prompt on a terminal of ours, with permissions to ask for."""
+    project = user.project("work", "attention", files={"hello.txt": "x\n"})
+    screen = Screen(user)
+    user.cs("create", "--cpus", "2", "--memory", "2GiB", cwd=project)
+    command = str(user.checkout / "claude-sandbox")
+    screen.open(project, stub.env, "sh", "-c", f"{command} --new -- --permission-mode default; sleep 600")
+    screen.wait_for("manual mode on")
+    yield Watched(user, project, stub, screen)
+    screen.tmux("kill-server")
+    user.cs("delete", "-y", cwd=project, code=None)
+
+
+def test_a_turn_is_followed(watched: Watched) -> None:
+    watched.becomes("idle")
+    watched.screen.type("hello there")
+    told = watched.becomes("done")
+    assert told["message"] == "stub reply"
+    assert len(told["uuid"]) == 36 and told["project"] == str(watched.project)
+
+
+def test_a_permission(watched: Watched) -> None:
+    call = {"tool": "Bash", "input": {"command": "touch made-in-guest"}}
+    watched.screen.type("touch STUB:" + json.dumps([call, {"text": "touched"}]))
+    told = watched.becomes("needs_input", "permission")
+    assert told["tool"] == "Bash" and "touch made-in-guest" in told["message"]
+    watched.screen.wait_for("Do you want to proceed?")
+    watched.screen.tmux("send-keys", "Enter")
+    assert watched.becomes("done")["message"] == "touched"
+    assert (watched.project / "made-in-guest").exists()
+
+
+def test_a_question(watched: Watched) -> None:
+    watched.screen.type("ask STUB:" + json.dumps([QUESTION, {"text": "thanks"}]))
+    told = watched.becomes("needs_input", "question")
+    assert told["choices"] == ["Red", "Blue"]
+    watched.screen.wait_for("Which one?")
+    watched.screen.tmux("send-keys", "Enter")
+    assert watched.becomes("done")["message"] == "thanks"
+
+
+def test_none_is_lost_and_none_comes_twice_whatever_breaks(watched: Watched) -> None:
+    """The connection is killed; the worker; the whole server; QEMU stands still for two minutes."""
+    session, count = "0b5cb4b1-0000-4000-8000-000000000001", 150
+    watched.start_source(count, session)
+
+    def more(than: int = 3) -> None:
+        before = len(watched.messages(session))
+        wait_until(lambda: len(watched.messages(session)) >= before + than, 180, "more events")
+
+    more()
+    (ssh,) = watched.forward()
+    with_pid(ssh)
+    more()
+    assert ssh not in watched.forward()
+    with_pid(watched.server()["worker"])
+    more()
+    server = watched.server()
+    with_pid(server["parent"])
+    with_pid(server["worker"])
+    watched.person.cs("restart-hooks", cwd=watched.project)
+    more()
+    qemu = int((watched.person.instance(NAME) / "qemu.pid").read_text())
+    assert str(watched.person.instance(NAME)) in words_of(qemu)
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        time.sleep(120)
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    more()
+    wait_until(lambda: len(watched.messages(session)) >= count, 300, f"{count} events")
+    assert watched.messages(session) == [f"n{n}" for n in range(1, count + 1)]
+
+
+def test_the_end(watched: Watched) -> None:
+    watched.screen.type("/exit")
+    watched.screen.tmux("send-keys", "Enter")
+    wait_until(lambda: not watched.sessions(), 90, "the session's end")
