@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import golden, paths, places, template, timings
+from _claude_sandbox import golden, paths, places, ssh_wait, template, timings
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError, StartError
 from _claude_sandbox.files import write_atomic
@@ -20,6 +20,7 @@ from _claude_sandbox.values import Port
 
 STAMP = "claude-sandbox.ready"  # in the instance directory: which boot was seen to be ready
 READY_MARK = "/run/lima-boot-done"  # Lima writes it in the guest when everything has run
+_ANSWERS = "essential requirement 2 of"  # when it is satisfied, our init, or Lima's scripts, let sessions in
 # limactl's words, and what goes on in the VM from then on.
 _STAGES = {
     "Downloading": "image",
@@ -68,10 +69,13 @@ def start(
     journal: Journal | None = None,
     timeout: float = START_TIMEOUT,
     kind: str = "start",
+    answers: Callable[[Instance], None] | None = None,
 ) -> Instance:
     """Start a stopped VM and wait until it is ready (`timeout` in seconds); returns it as Lima sees it then.
 
-    `kind` is for the estimate of how long it takes (timings.py).
+    `kind` is for the estimate of how long it takes (timings.py). `answers` is called as soon as the guest can
+    be spoken to over ssh, while Lima still waits for other things; it must not take long. With it Lima's first
+    questions open our own connection, which has the environment and the groups of that early moment.
 
     Raises RefusedError (Lima would share more than `document` says), StartError.
     """
@@ -82,6 +86,7 @@ def start(
         golden.check(ctx.lima.home, ctx.lima.home / name)
         golden.tidy(ctx.lima.home / name)
     logfile = paths.logs_dir() / f"{name}.log"
+    coming = Instance(name, STOPPED, ctx.lima.home / name)
     with timings.stage(ctx, f"Starting {name}", kind) as say, force_stop_if_interrupted(ctx, name):
         for last_try in (False, True):
             # Given a name that is not there, Lima would make a VM from template:default, home mounted.
@@ -90,8 +95,8 @@ def start(
             result = ctx.lima.start(
                 name,
                 timeout=timeout,
-                env=ctx.start_env(),
-                on_line=lambda line: _tell(line, say),
+                env={**ctx.start_env(), **(_own_master(ctx, coming) if answers else {})},
+                on_line=lambda line: _hear(line, say, coming, answers),
                 logfile=logfile,
                 on_start=journal.note_child if journal else None,
             )
@@ -120,7 +125,21 @@ def start(
     return instance
 
 
-def _tell(line: str, say: Any) -> None:
+def _own_master(ctx: Context, coming: Instance) -> dict[str, str | None]:
+    """Lets Lima's first questions open our own connection; that of an earlier boot goes."""
+    if ctx.dry:
+        return {}
+    guest = ctx.guest(coming)
+    guest.disconnect()
+    return ssh_wait.through(guest.control_path, guest.master())
+
+
+def _hear(
+    line: str, say: Callable[[str], None], coming: Instance, answers: Callable[[Instance], None] | None
+) -> None:
+    """One line of limactl's."""
+    if answers is not None and _ANSWERS in line and "is satisfied" in line:
+        answers(coming)
     for words, text in _STAGES.items():
         if words in line:
             say(text)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,15 @@ def base_of(ctx: Context, config: Config) -> Instance | None:
     return instance
 
 
-def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
+def create(
+    ctx: Context,
+    config: Config,
+    base: Instance | None,
+    prepare: Callable[[Context, Instance], None] | None = None,
+) -> Instance:
     """Make the VM of `config.project`, which has none, and start it. The project's lock is held.
 
+    `prepare` is for first_boot.Early.
     Raises CreateError, RefusedError, SandboxExistsError; nothing half-made is left then.
     """
     shares = shares_for(ctx, config)
@@ -90,8 +96,10 @@ def create(ctx: Context, config: Config, base: Instance | None) -> Instance:
         else:
             document = _clone(ctx, base, meant, journal, full=config.full_clone)
         source = base.name if base else config.template or DEFAULT_TEMPLATE
-        instance = boot.start(ctx, name, document, journal, kind=f"first start from {source}")
-        first_boot.finish(ctx, instance, shares, foreign=foreign, packages=config.packages)
+        early = first_boot.Early(ctx, shares, prepare)
+        kind = f"first start from {source}"
+        instance = boot.start(ctx, name, document, journal, kind=kind, answers=early.begin)
+        first_boot.finish(ctx, instance, shares, early, foreign=foreign, packages=config.packages)
     except BaseException as error:
         with uninterrupted():
             remove_half_made(ctx, name)

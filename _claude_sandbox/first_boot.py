@@ -6,24 +6,28 @@ failure is loud.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from _claude_sandbox import places
 from _claude_sandbox.context import Context
-from _claude_sandbox.errors import CreateError, StartError
+from _claude_sandbox.errors import ClaudeSandboxError, CreateError, StartError
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.guest import Guest, guest_script
 from _claude_sandbox.lima import Instance
+from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import Result
 from _claude_sandbox.template import Share
 
 CLAUDE_DATE = "claude-sandbox.claude"  # in the instance directory: when its claude came, when we last spoke
 OLD_DAYS = 30
+EARLY_TIMEOUT = 120.0  # seconds that what was begun early may go on when the VM is ready
 INSTALL_TIMEOUT = 1800.0  # seconds, for downloads in a slow guest
 
 # Makes the parents of mount points passable for the guest's user and proves that every mount is there. Says
-# why our init left this boot to cloud-init, if it did (guest/files/usr/lib/claude-sandbox/handover).
+# who set this boot up, where that is our init (guest/files/usr/lib/claude-sandbox/init and handover).
 _MOUNTS = """
 parents=$1; shift
 for d in $parents; do [ -x "$d" ] || sudo chmod a+x "$d" || exit 1; done
@@ -34,20 +38,94 @@ for point; do
     sleep 0.5
   done
 done
-[ ! -f /run/claude-sandbox/handover ] || head -c 300 /run/claude-sandbox/handover
+[ ! -f /run/claude-sandbox/boot ] || head -c 300 /run/claude-sandbox/boot
 """
+_FAST = "fast"  # our init has done everything before sshd: nothing comes later
+_BY_CLOUD_INIT = "cloud-init: "
 
 
-def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share]) -> None:
-    """After each start. Raises StartError when the guest does not have a mount."""
-    if ctx.dry:
-        return
+class Early:
+    """What is done over ssh while Lima still waits for its guest agent: the mounts, and `prepare`.
+
+    Only for a boot that our init has set up as a whole. In any other nothing early counts: scripts that run
+    later may add mounts, groups and variables. `prepare` gets a context whose words come when it has ended.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        shares: Sequence[Share],
+        prepare: Callable[[Context, Instance], None] | None = None,
+    ) -> None:
+        self._ctx, self._shares, self._prepare = ctx, shares, prepare
+        self._words = _Words()
+        self._thread: threading.Thread | None = None
+        self._mounted = False
+        self._bug: Exception | None = None
+
+    def begin(self, instance: Instance) -> None:
+        """Returns at once. A second start (the first one failed) begins anew."""
+        self.ended()
+        self._thread = threading.Thread(target=self._work, args=(instance,), daemon=True)
+        self._thread.start()
+
+    def ended(self) -> bool:
+        """Wait for its end; whether the mounts were seen."""
+        if self._thread is not None:
+            self._thread.join(EARLY_TIMEOUT)
+            self._thread = None
+            self._words.tell(self._ctx.progress)
+        if self._bug is not None:
+            raise self._bug
+        return self._mounted
+
+    def _work(self, instance: Instance) -> None:
+        quiet = replace(self._ctx, progress=self._words)
+        try:
+            result = _look(quiet, instance, self._shares)
+            self._mounted = result.ok and result.text.strip() == _FAST
+            if self._mounted and self._prepare is not None:
+                self._prepare(quiet, instance)
+        except (ClaudeSandboxError, OSError):
+            pass  # it is met again, and told, when it is done in its turn
+        except Exception as error:  # noqa: BLE001  # told by the thread that can
+            self._bug = error
+
+
+class _Words(Progress):
+    """Keeps what is said, for another thread."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[bool, str]] = []
+
+    def note(self, text: str) -> None:
+        self._kept.append((False, text))
+
+    def warn(self, text: str) -> None:
+        self._kept.append((True, text))
+
+    def tell(self, progress: Progress) -> None:
+        kept, self._kept = self._kept, []
+        for is_warning, text in kept:
+            (progress.warn if is_warning else progress.note)(text)
+
+
+def _look(ctx: Context, instance: Instance, shares: Sequence[Share]) -> Result:
+    """Raises GuestConnectionError."""
     points = [share.point for share in shares]
     parents = " ".join(str(p) for p in places.guest_parents(points) if " " not in str(p))
     guest = ctx.guest(instance)
+    guest.connect()
+    return guest.run(_MOUNTS, parents, *map(str, points), timeout=60)
+
+
+def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share], early: Early) -> None:
+    """After each start. Raises StartError when the guest does not have a mount."""
+    if early.ended() or ctx.dry:
+        return
     with ctx.progress.stage("Looking at the mounts"):
-        guest.connect()
-        result = guest.run(_MOUNTS, parents, *map(str, points), timeout=60)
+        ctx.guest(instance).disconnect()  # it may be from before Lima's scripts
+        result = _look(ctx, instance, shares)
     if not result.ok:
         raise StartError(
             f"{instance.name} came up without its mounts.",
@@ -55,17 +133,25 @@ def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share]) -> N
             resolution="`claude-sandbox restart` tries again; "
             f"the guest's console: {instance.dir / 'serial.log'}",
         )
-    if reason := "".join(c for c in result.text if c.isprintable())[:300]:
+    said = "".join(c for c in result.text if c.isprintable())[:300]
+    if said.startswith(_BY_CLOUD_INIT):
+        reason = said.removeprefix(_BY_CLOUD_INIT)
         ctx.progress.note(
             f"{instance.name} was set up by cloud-init, which takes longer, because of: {reason}"
         )
 
 
 def finish(
-    ctx: Context, instance: Instance, shares: Sequence[Share], *, foreign: bool, packages: Sequence[str]
+    ctx: Context,
+    instance: Instance,
+    shares: Sequence[Share],
+    early: Early,
+    *,
+    foreign: bool,
+    packages: Sequence[str],
 ) -> None:
     """Complete a VM after its first start. Raises CreateError, StartError."""
-    check_mounts(ctx, instance, shares)
+    check_mounts(ctx, instance, shares, early)
     if ctx.dry:
         return
     guest = ctx.guest(instance)

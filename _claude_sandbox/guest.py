@@ -49,15 +49,18 @@ class Guest:
         if listens(self.control_path):
             return
         self.control_path.unlink(missing_ok=True)
+        # -f leaves a child behind that keeps stdout and stderr open: give it none of our pipes.
+        quiet = ("sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *self.master())
+        if not self.runner.run(Command(quiet), timeout=timeout, changes=False).ok:
+            raise self._unreachable("")
+
+    def master(self) -> tuple[str, ...]:
+        """The ssh command that opens our master and leaves it behind."""
         # ServerAlive: the master of a VM that died must not swallow the next session.
-        master = (
+        return (
             *self.ssh("-o", "ControlMaster=yes", "-o", "ControlPersist=yes", "-o", "ServerAliveInterval=15"),
             "-o", "ConnectTimeout=30", "-f", "-N", self.instance.ssh_host,
         )  # fmt: skip
-        # -f leaves a child behind that keeps stdout and stderr open: give it none of our pipes.
-        quiet = ("sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *master)
-        if not self.runner.run(Command(quiet), timeout=timeout, changes=False).ok:
-            raise self._unreachable("")
 
     def disconnect(self) -> None:
         """End our master, if there is one."""

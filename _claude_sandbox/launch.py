@@ -202,15 +202,18 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         **login.launch_env(os.environ),
         **chosen.environment(),
     }
+    unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
     tree = settings.scan(
-        config.settings, lambda _text: None, settings_sync.files_dir(paths.state_dir()) / "quick.json"
+        config.settings, unfit.append, settings_sync.hashes_file(config.settings, paths.state_dir())
     )
     seen = _fingerprint(tree, chosen, instance, config.hooks)
     if not (quick and seen is not None and _prepared(instance) == seen):
+        for text in unfit:
+            warn(text)
         _sync_login(ctx, chosen, other_guests(ctx, instance))
         report = settings_sync.prepare(
             guest,
-            settings_dir=config.settings,
+            tree=tree,
             login=chosen,
             sandbox=instance.name,
             state_dir=paths.state_dir(),

@@ -167,7 +167,7 @@ def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Ins
         base = create.base_of(ctx, config)
     elif base is not None and base.status == RUNNING:
         _working_or_cancel(ctx, base)
-    return create.create(ctx, config, base)
+    return create.create(ctx, config, base, _prepare(config))
 
 
 def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
@@ -193,9 +193,21 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
         boot.write_document(ctx, instance.dir, wanted.document)
     if linked and not ctx.dry:
         freeze.make_full(ctx, instance.dir)
-    started = boot.start(ctx, instance.name, wanted.document)
-    first_boot.check_mounts(ctx, started, template.shares_of(wanted.document))
+    shares = template.shares_of(wanted.document)
+    early = first_boot.Early(ctx, shares, _prepare(config))
+    started = boot.start(ctx, instance.name, wanted.document, answers=early.begin)
+    first_boot.check_mounts(ctx, started, shares, early)
     return started
+
+
+def _prepare(config: Config) -> Callable[[Context, Instance], None]:
+    """Settings and login for the launch that is to follow, while Lima still waits for its guest agent."""
+    from _claude_sandbox import launch
+
+    def prepare(ctx: Context, instance: Instance) -> None:
+        launch.bring_up_to_date(ctx, config, instance, quick=True)
+
+    return prepare
 
 
 def _settle(ctx: Context, instance: Instance) -> Instance:

@@ -92,7 +92,7 @@ class PrepareReport:
 def prepare(
     guest: GuestLike,
     *,
-    settings_dir: Path,
+    tree: HostTree,
     login: Login,
     sandbox: str,
     state_dir: Path,
@@ -102,15 +102,13 @@ def prepare(
 ) -> PrepareReport:
     """Make the guest ready for Claude (spec 3.3, 4.13, 5.1-5.3); `hooks`: let it tell of itself.
 
-    `state_dir` holds the hash cache and the lock that keeps two launches of one sandbox apart. Raises
-    ClaudeSandboxError (settings unreadable or too large, the guest's disk full) and
-    GuestConnectionError; trouble with the login is only warned about.
+    `tree` is the settings directory as the host has it (settings.scan). `state_dir` holds the lock that keeps
+    two launches of one sandbox apart. Raises ClaudeSandboxError (a setting unreadable, the guest's disk full)
+    and GuestConnectionError; trouble with the login is only warned about.
     """
     directory = files_dir(state_dir)
-    tag = hashlib.sha256(str(settings_dir).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     collected: Collected | None = None
     with files.lock(directory / f"{sandbox}.lock", timeout=600):
-        tree = settings.scan(settings_dir, warn, directory / f"hashes-{tag}.json")
         for attempt in range(ATTEMPTS):
             seen = fetch(guest)
             if seen.credential is not None:
@@ -130,6 +128,12 @@ def files_dir(state_dir: Path) -> Path:
     path = state_dir / "settings"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def hashes_file(settings_dir: Path, state_dir: Path) -> Path:
+    """The cache of this settings directory's hashes, for settings.scan."""
+    tag = hashlib.sha256(str(settings_dir).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return files_dir(state_dir) / f"hashes-{tag}.json"
 
 
 def fetch(guest: GuestLike) -> Seen:

@@ -4,12 +4,19 @@
 # by slirp after 6, 18 and 42 s only (docs/performance.md). So a question for a VM's shell is asked again at
 # once here, and not for longer than a guest needs for its first word. Everything else (a control command,
 # a forward, `ssh -V`) goes straight to the next ssh on PATH.
+#
+# Lima logs in anew for each of its first questions, and under emulation a login takes a second. With
+# CLAUDE_SANDBOX_MASTER (ssh's words for a master of claude-sandbox's own, quoted for a shell) and
+# CLAUDE_SANDBOX_CONTROL (its socket), questions that name no socket of Lima's go through that master, which
+# the first of them opens and claude-sandbox uses from then on.
 PATH=${PATH#"${0%/*}:"}
-port='' host='' before=''
+port='' host='' before='' master=${CLAUDE_SANDBOX_MASTER:-} control=${CLAUDE_SANDBOX_CONTROL:-}
 for word; do
     case $word in
         -O | -N | -V) port='' && break ;;
         127.0.0.1) host=$word ;;
+        ControlPath=none | -oControlPath=none) ;;
+        *ControlPath=* | -S) master='' ;;
         --) break ;;
     esac
     [ "$before" != -p ] || port=$word
@@ -17,12 +24,28 @@ for word; do
 done
 if [ -z "$port" ] || [ -z "$host" ]; then exec ssh "$@"; fi
 
+# ask ARGUMENTS…: only the first word (connection and version) has the limit of $patience.
+ask() {
+    if [ -z "$master" ]; then
+        ssh -o "ConnectTimeout=$patience" "$@"
+        return
+    fi
+    if [ ! -S "$control" ]; then
+        # What it leaves behind would hold on to our stdout and stderr.
+        eval "ssh -o ConnectTimeout=$patience $master" < /dev/null > /dev/null 2>&1 || return 255
+    fi
+    ssh -S "$control" "$@" && return
+    code=$?
+    # The answer was no: the guest is not as far as this login's environment must be.
+    ssh -S "$control" -O exit "$host" > /dev/null 2>&1
+    return $code
+}
+
 begun=$(date +%s) patience=1
 while :; do
     asked=$(date +%s)
-    # Only the first word (connection and version) has this limit. ssh reads its stdin, Lima's script,
-    # when the shell is there, so what failed with 255 has not used it.
-    ssh -o "ConnectTimeout=$patience" "$@"
+    # ssh reads its stdin, Lima's script, when the shell is there, so what failed with 255 has not used it.
+    ask "$@"
     code=$?
     now=$(date +%s)
     if [ $code != 255 ] || [ $((now - begun)) -ge 60 ]; then exit $code; fi

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from _claude_sandbox import remote
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.paths import private_dir
 
@@ -21,3 +23,14 @@ def environment(runtime: Path) -> dict[str, str | None]:
     if not target.exists() or target.read_bytes() != text:
         write_atomic(target, text, 0o700)
     return {"PATH": f"{directory}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+
+
+def through(control: Path, master: Sequence[str]) -> dict[str, str | None]:
+    """Lima's first questions go over this master of ours, which the first of them opens: a login less each.
+
+    `master` is its ssh command, `control` its socket; the file of an earlier boot must be gone.
+    """
+    return {
+        "CLAUDE_SANDBOX_MASTER": remote.shell_quote(master[1:]),
+        "CLAUDE_SANDBOX_CONTROL": str(control),
+    }

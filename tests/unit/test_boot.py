@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import time
@@ -403,3 +404,24 @@ def test_a_forced_stop_does_not_let_lima_kill_somebody_else(ctx: Context, record
     recorder.on("limactl", "stop", then=there)
     boot.force_stop(ctx, NAME)  # Lima's complaint is no error of ours
     assert recorder.verbs() == ["stop"]
+
+
+def test_what_can_be_done_early_begins_when_the_guest_answers(
+    ctx: Context, recorder: Recorder, directory: Path, document: dict[str, Any]
+) -> None:
+    lines = (
+        '[hostagent] Waiting for the essential requirement 2 of 3: "user session is ready for ssh"',
+        "[hostagent] The essential requirement 2 of 3 is satisfied",
+        "READY.",
+    )
+    recorder.on("limactl", "start", then=Result(0, b"", "\n".join(lines).encode()))
+    heard: list[str] = []
+    boot.start(ctx, NAME, document, answers=lambda coming: heard.append(coming.name))
+    assert heard == [NAME]
+    start = next(call for call in recorder.calls if "start" in call.argv)
+    guest = ctx.guest(Instance(NAME, "Stopped", directory))
+    assert start.command.env["CLAUDE_SANDBOX_CONTROL"] == str(guest.control_path)
+    assert shlex.split(start.command.env["CLAUDE_SANDBOX_MASTER"] or "") == list(guest.master()[1:])
+    boot.start(ctx, NAME, document)
+    later = [call for call in recorder.calls if "start" in call.argv][-1]
+    assert "CLAUDE_SANDBOX_MASTER" not in later.command.env

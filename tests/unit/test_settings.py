@@ -188,9 +188,10 @@ class World:
 
     def up(self, **more: Any) -> PrepareReport:
         self.calls = []
+        cache = settings_sync.hashes_file(self.host, self.state)
         return settings_sync.prepare(
-            self, settings_dir=self.host, login=self.login, sandbox="vm", state_dir=self.state,
-            warn=self.warnings.append, **more,
+            self, tree=settings.scan(self.host, self.warnings.append, cache), login=self.login, sandbox="vm",
+            state_dir=self.state, warn=self.warnings.append, **more,
         )  # fmt: skip
 
     def diff(self) -> dict[str, settings_diff.Difference]:

@@ -16,8 +16,22 @@ from _claude_sandbox import ssh_wait
 
 # As the real one: 255 when there is no connection, or no first word within ConnectTimeout.
 REAL = f"""#!{sys.executable}
-import re, socket, sys
+import os, re, socket, sys
 line = " ".join(sys.argv[1:])
+if "CLAUDE_SANDBOX_MASTER" in os.environ:
+    control, state = os.environ["CLAUDE_SANDBOX_CONTROL"], os.environ["STATE"]
+    with open(state + ".log", "a") as log:
+        print(line, file=log)
+    if "-N" in sys.argv:
+        if not os.path.exists(state):
+            sys.exit(255)
+        socket.socket(socket.AF_UNIX).bind(control)
+        sys.exit(0)
+    if "-O" in sys.argv:
+        os.unlink(control)
+        sys.exit(0)
+    print("over", "master" if "-S" in sys.argv else "its own", sys.stdin.read())
+    sys.exit(int(open(state).read()))
 if found := re.search(r"ConnectTimeout=(\\d+) .*-p (\\d+) 127.0.0.1 -- (\\S+)", line):
     try:
         with socket.create_connection(("127.0.0.1", int(found[2])), timeout=int(found[1])) as s:
@@ -114,3 +128,52 @@ def test_everything_else_goes_straight_on(found: Path, arguments: tuple[str, ...
     out, seconds = ask(*arguments)
     assert out == f"real: {' '.join(arguments)}\n"
     assert seconds < 5
+
+
+QUESTION = ("-o", "ControlMaster=no", "-o", "ControlPath=none", "-p", "1", "127.0.0.1", "--", "sh")
+
+
+@pytest.fixture
+def state(found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A guest whose sshd answers as soon as this file is there, with the exit code in it."""
+    master = ("ssh", "-F", "a file", "-f", "-N", "lima-x")
+    for name, value in ssh_wait.through(Path("control"), master).items():
+        monkeypatch.setenv(name, value or "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def log(state: Path) -> list[str]:
+    file = state.with_name("state.log")
+    lines = file.read_text().splitlines()
+    file.unlink()
+    return lines
+
+
+def test_the_first_question_opens_our_master_and_the_next_goes_over_it(state: Path) -> None:
+    threading.Timer(0.5, lambda: state.write_text("0")).start()
+    assert ask(*QUESTION)[0] == "over master true\n"
+    asked = log(state)
+    assert len(asked) > 2 and asked[-2] == "-o ConnectTimeout=1 -F a file -f -N lima-x"
+    assert asked[-1].startswith("-S control -o ControlMaster=no")
+    assert ask(*QUESTION)[0] == "over master true\n"
+    assert len(log(state)) == 1
+
+
+def test_a_no_ends_our_master(state: Path) -> None:
+    """The guest is not as far as a session must find it: the next question logs in anew."""
+    state.write_text("1")
+    ask(*QUESTION, code=1)
+    assert log(state)[-1] == "-S control -O exit 127.0.0.1"
+    state.write_text("0")
+    ask(*QUESTION)
+    assert "-N" in log(state)[0]
+
+
+def test_limas_own_master_stays_its_own(state: Path) -> None:
+    state.write_text("0")
+    out, _ = ask(
+        "-o", "ControlMaster=auto", "-o", 'ControlPath="/x/ssh.sock"', "-p", "1", "127.0.0.1", "--", "sh"
+    )
+    assert out == "over its own true\n"
