@@ -133,7 +133,7 @@ class Person:
                 time.sleep(0.02)
         finally:
             # Under runuser the program is a child of ours by one step: kill it, not the step.
-            for pid in [*_children(process.pid), process.pid]:
+            for pid in [*children(process.pid), process.pid]:
                 with_pid(pid)
             process.wait(30)
 
@@ -224,7 +224,7 @@ class Screen:
             time.sleep(0.5)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The direct child of runuser; nothing for a program that was started directly."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from desktop import Desktop
 from machine import Person, Screen, Stub, with_pid, words_of
 
 pytestmark = pytest.mark.vm
@@ -51,6 +52,11 @@ class Watched:
     project: Path
     stub: Stub
     screen: Screen
+    desktop: Desktop
+
+    def tmux(self, *words: str) -> str:
+        """On the person's own tmux server, where the launch made Claude's session."""
+        return self.person.run("tmux", *words, cwd=self.project).out.strip()
 
     def sessions(self) -> list[dict[str, Any]]:
         """Claude sessions of this sandbox that have not ended."""
@@ -117,13 +123,21 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
 def watched(user: Person, stub: Stub) -> Iterator[Watched]:
     """Boot 1: Claude's prompt on a terminal of ours, with permissions to ask for."""
     project = user.project("work", "attention", files={"hello.txt": "x\n"})
+    desktop = Desktop(user)
     screen = Screen(user)
     user.cs("create", "--cpus", "2", "--memory", "2GiB", cwd=project)
     command = str(user.checkout / "claude-sandbox")
-    screen.open(project, stub.env, "sh", "-c", f"{command} --new -- --permission-mode default; sleep 600")
+    screen.open(
+        project,
+        {**stub.env, **desktop.env},
+        "sh",
+        "-c",
+        f"{command} --new -- --permission-mode default; sleep 600",
+    )
     screen.wait_for("manual mode on")
-    yield Watched(user, project, stub, screen)
+    yield Watched(user, project, stub, screen, desktop)
     screen.tmux("kill-server")
+    desktop.close()
     user.cs("delete", "-y", cwd=project, code=None)
 
 
@@ -153,6 +167,41 @@ def test_a_question(watched: Watched) -> None:
     watched.screen.wait_for("Which one?")
     watched.screen.tmux("send-keys", "Enter")
     assert watched.becomes("done")["message"] == "thanks"
+
+
+def test_each_need_is_shown_once_and_a_click_leads_to_it(watched: Watched) -> None:
+    """On a real notification daemon, while the person looks at another window of the same tmux session."""
+    settings = watched.person.home / ".config" / "claude-sandbox" / "config.yaml"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    session, pane = watched.tmux("list-panes", "-a", "-F", "#{session_name} #{pane_id}").split()
+    call = {"tool": "Bash", "input": {"command": "touch made-too"}}
+    needs = (  # kind of notification that is wanted, what is typed, what it says, the key that answers
+        ("needs_input", "touch STUB:" + json.dumps([call, {"text": "made too"}]), "touch made-too", "Enter"),
+        ("needs_input", "ask STUB:" + json.dumps([QUESTION, {"text": "thanks too"}]), "Which one?", "Enter"),
+        ("done", "say STUB:" + json.dumps([{"text": "all is said"}]), "all is said", ""),
+    )
+    for wanted, typed, _, answer in needs:
+        settings.write_text(f"notify: [{wanted}]\n")
+        watched.tmux("new-window", "-t", f"{session}:", "sleep", "900")
+        watched.tmux("send-keys", "-t", pane, "-l", typed)
+        watched.tmux("send-keys", "-t", pane, "Enter")
+        wait_until(lambda: watched.desktop.showing() == 1, 90, f"a notification ({wanted})")
+        watched.desktop.click()
+        wait_until(lambda: _active(watched, session) == pane, 30, "Claude's pane")
+        if answer:
+            watched.tmux("send-keys", "-t", pane, answer)
+        watched.becomes("done")
+    shown = watched.desktop.shown()
+    assert len(shown) == len(needs), shown
+    assert all(each.startswith("Claude [attention]: ") for each in shown)
+    for _, _, body, _ in needs:
+        assert sum(body in each for each in shown) == 1, shown
+    settings.unlink()
+
+
+def _active(watched: Watched, session: str) -> str:
+    """The pane that the person has before them."""
+    return watched.tmux("display-message", "-p", "-t", f"{session}:", "#{pane_id}")
 
 
 def test_none_is_lost_and_none_comes_twice_whatever_breaks(watched: Watched) -> None:
