@@ -43,6 +43,7 @@ from _claude_sandbox.run import Command
 from _claude_sandbox.tmux import Tmux
 
 NOT_FOUND = 127
+SERVER_TIMEOUT = 10.0  # seconds that a launch waits for the hooks server to start
 PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
 # Terminals that ncurses-base of Debian and Ubuntu knows; others become xterm-256color.
 _TERMS = frozenset(
@@ -225,7 +226,7 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         if seen is not None:
             write_atomic(instance.dir / PREPARED, seen.encode())
     if config.hooks:
-        for trouble in listening:
+        for trouble in listening():
             ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
     return Launch(env, chosen, tree.looked_at, bool(warnings))
 
@@ -237,8 +238,9 @@ def _hooks_socket(config: Config, instance: Instance) -> dict[str, str]:
     return {"CLAUDE_HOOKS_SOCKET": registration.guest_socket(boot.guest_uid(instance))}
 
 
-def _listen(config: Config, instance: Instance) -> list[str]:
-    """Have the hooks server listen to this VM, while we go on; the list fills with what goes wrong."""
+def _listen(config: Config, instance: Instance) -> Callable[[], list[str]]:
+    """Have the hooks server listen to this VM, while we go on. The result waits for that, for a while (whoever
+    becomes ssh would break it off), and tells what went wrong."""
     import threading
 
     trouble: list[str] = []
@@ -250,8 +252,13 @@ def _listen(config: Config, instance: Instance) -> list[str]:
         except (ClaudeSandboxError, OSError) as error:
             trouble.append(f"The host will not hear when Claude needs you: {error}")
 
-    threading.Thread(target=listen, daemon=True).start()
-    return trouble
+    def listening() -> list[str]:
+        thread.join(SERVER_TIMEOUT)
+        return trouble
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    return listening
 
 
 def _tell(ctx: Context, instance: Instance, report: settings_sync.PrepareReport) -> None:
