@@ -173,6 +173,9 @@ async def _end(transport: asyncio.SubprocessTransport, connection: _Connection) 
     stdin = transport.get_pipe_transport(0)
     if stdin is not None:
         stdin.close()
+    # Before a signal, which would take its exit code from the event loop.
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(connection.ended.wait(), 0.5)
     for signal in (transport.terminate, transport.kill):
         if connection.ended.is_set():
             break
