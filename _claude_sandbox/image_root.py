@@ -15,7 +15,7 @@ from _claude_sandbox.run import Runner
 
 
 def write_early(plan: Recipe, target: Path) -> None:
-    """What must be there before packages are installed: how the initrd is made; a place for links.
+    """What must be there before packages are installed: how the kernel's package makes its initrd; a place for links.
 
     The JDK's alternatives need the manuals' directory, which excluding the manuals would leave out.
     """
@@ -25,7 +25,7 @@ def write_early(plan: Recipe, target: Path) -> None:
         tar.addfile(manuals)
         for name, data in plan.files.items():
             if name.startswith("etc/initramfs-tools/"):
-                add_file(tar, name, data, 0o755 if "/hooks/" in name else 0o644)
+                add_file(tar, name, data)
 
 
 def write_overlay(runner: Runner, plan: Recipe, target: Path, logfile: Path) -> None:

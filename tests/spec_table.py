@@ -1,25 +1,12 @@
 """Which tests prove which line of the specification (spec/core.md), by its number.
 
 A test is named `file::function`, the file relative to tests/ and without `.py`; a name that begins
-with `::` is in the file of the name before it. `later(…)` marks what belongs to another issue.
+with `::` is in the file of the name before it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class later:
-    """A line, or the rest of it, that is due with another issue."""
-
-    issue: str
-
-
-HOOKS = later("hooks issue")
-Proof = str | later
-
-TABLE: dict[str, tuple[Proof, ...]] = {
+TABLE: dict[str, tuple[str, ...]] = {
     # 1 Commands
     "1.1": (
         "blackbox/test_commands::test_bare_command_creates_and_runs_claude",
@@ -42,7 +29,6 @@ TABLE: dict[str, tuple[Proof, ...]] = {
         "blackbox/test_commands::test_stop_all_stops_ours_only",
         "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
         "blackbox/test_hook_verbs::test_sessions_are_shown_and_stop_asks",
-        HOOKS,
     ),
     "1.5": (
         "blackbox/test_hook_verbs::test_events_and_restart_hooks",
@@ -56,7 +42,6 @@ TABLE: dict[str, tuple[Proof, ...]] = {
         "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
         "unit/test_audioserver::test_a_sandbox_can_record_only_while_its_session_lives",
         "blackbox/test_hook_verbs::test_sessions_are_shown_and_stop_asks",
-        HOOKS,
     ),
     "1.7": (
         "blackbox/test_commands::test_delete_removes_the_vm_and_no_file_of_the_project",

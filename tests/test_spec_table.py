@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from spec_table import TABLE, later
+from spec_table import TABLE
 
 TESTS = Path(__file__).resolve().parent
 SPEC = TESTS.parents[1] / "shared" / "spec" / "core.md"
@@ -36,8 +36,6 @@ def test_line_has_proof(number: str) -> None:
     assert proofs, f"{number}: no test"
     name = ""
     for proof in proofs:
-        if isinstance(proof, later):
-            continue
         given, _, function = proof.partition("::")
         name = given or name
         file = TESTS / f"{name}.py"
@@ -45,8 +43,3 @@ def test_line_has_proof(number: str) -> None:
         assert function.startswith("test_") and function in functions(file), (
             f"{number}: no {function} in {file}"
         )
-
-
-def test_only_the_hooks_issue_may_be_waited_for() -> None:
-    waiting = [n for n, proofs in TABLE.items() if all(isinstance(p, later) for p in proofs)]
-    assert waiting == []

@@ -37,7 +37,7 @@ def plan(**changes: object) -> image_recipe.Recipe:
         small=True,
         week="2026-47",
         files={
-            "etc/initramfs-tools/hooks/x": b"#!/bin/sh\n",
+            "etc/initramfs-tools/conf.d/x": b"MODULES=list\n",
             "etc/ssh/x.conf": b"x",
             image_recipe.SETUP: b"true",
         },
@@ -208,7 +208,8 @@ def test_the_key_is_of_all_that_goes_in() -> None:
 
 def test_our_files_are_in() -> None:
     files = image_recipe.guest_files()
-    assert b"AcceptEnv CLAUDE_SANDBOX_ENV" in files["etc/ssh/sshd_config.d/90-claude-sandbox.conf"]
+    sshd = files["etc/ssh/sshd_config.d/90-claude-sandbox.conf"]
+    assert b"AcceptEnv CLAUDE_SANDBOX_ENV" in sshd and b"KexAlgorithms -" in sshd
     assert b"vm.dirty_ratio = 5" in files["etc/sysctl.d/90-claude-sandbox.conf"]
     assert b"ssh_deletekeys: false" in files["etc/cloud/cloud.cfg.d/90-claude-sandbox.cfg"]
     assert image_recipe.SETUP in files and "etc/profile.d/claude-sandbox.sh" in files
@@ -258,7 +259,7 @@ def test_overlay(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with tarfile.open(tmp_path / "e.tar") as tar:
         assert {m.name: m.mode for m in tar} == {
             "usr/share/man/man1": 0o755,
-            "etc/initramfs-tools/hooks/x": 0o755,
+            "etc/initramfs-tools/conf.d/x": 0o644,
         }
 
 

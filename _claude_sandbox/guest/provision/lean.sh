@@ -38,8 +38,8 @@ d /dev/net 0755 - - -
 c! /dev/net/tun 0666 - - - 10:200
 c! /dev/loop-control 0660 - disk - 10:237
 NODES
-# Five programs at each login for a message that nobody reads.
-sed -i '/pam_motd\.so/d; /pam_mail\.so/d' /etc/pam.d/sshd
+# cloud-init's: at each login shell it runs `locale` to say how to install the host's. Here it is C.UTF-8.
+rm -f /etc/profile.d/Z99-cloud-locale-test.sh /etc/profile.d/Z99-cloudinit-warnings.sh
 # A login shell asks `id` for the user's number; $EUID of bash says it. sh keeps asking.
 sed -i 's/\[ "`id -u`" -eq 0 \]/[ "${EUID:-`id -u`}" -eq 0 ]/; s/\[ "$(id -u)" -eq 0 \]/[ "${EUID:-$(id -u)}" -eq 0 ]/' /etc/profile
 systemctl enable ssh.service claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service
