@@ -168,6 +168,7 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
     `quick`: not when this boot of the VM has had the same ones already. Raises GuestConnectionError.
     """
     warnings: list[str] = []
+    unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
 
     def warn(text: str) -> None:
         warnings.append(text)
@@ -179,7 +180,6 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
     guest.connect()
     chosen = _login(ctx, config.settings, warn)
     env = {**environment(config), **login.launch_env(os.environ), **chosen.environment()}
-    unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
     tree = settings.scan(
         config.settings, unfit.append, settings_sync.hashes_file(config.settings, paths.state_dir())
     )
