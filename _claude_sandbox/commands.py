@@ -146,7 +146,7 @@ def _claude(call: Call) -> int:
     if call.chosen.dry_run:
         return 0
     new = call.chosen.new or created
-    return launch.run_claude(call.ctx, call.config, instance, call.rest, new=new)
+    return launch.run_claude(call.ctx, call.config, instance, call.rest, new=new, began=call.began)
 
 
 def _shell(call: Call) -> int:

@@ -185,6 +185,7 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
     `quick`: not when this boot of the VM has had the same ones already. Raises GuestConnectionError.
     """
     warnings: list[str] = []
+    unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
 
     def warn(text: str) -> None:
         warnings.append(text)
@@ -203,7 +204,6 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         **login.launch_env(os.environ),
         **chosen.environment(),
     }
-    unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
     tree = settings.scan(
         config.settings, unfit.append, settings_sync.hashes_file(config.settings, paths.state_dir())
     )
@@ -300,6 +300,13 @@ def _prepared(instance: Instance) -> str | None:
         return None
 
 
+def _prepared_since(instance: Instance, began: int) -> bool:
+    try:
+        return (instance.dir / PREPARED).stat().st_mtime_ns > began
+    except OSError:
+        return False
+
+
 def other_guests(ctx: Context, instance: Instance) -> dict[str, Guest]:
     """Running sandboxes besides this one, by name, from their files alone."""
     found = {}
@@ -311,9 +318,12 @@ def other_guests(ctx: Context, instance: Instance) -> dict[str, Guest]:
 
 
 def run_claude(
-    ctx: Context, config: Config, instance: Instance, arguments: Sequence[str], *, new: bool
+    ctx: Context, config: Config, instance: Instance, arguments: Sequence[str], *, new: bool, began: int
 ) -> int:
-    """Claude on the terminal; its exit code, or 0 after a detach. Attaches a live session again."""
+    """Claude on the terminal; its exit code, or 0 after a detach. Attaches a live session again.
+
+    `began` is when this program did (ns): what a start has brought since then is not brought again.
+    """
     tmux = Tmux(ctx.runner)
     tty = sys.stdin.isatty() and sys.stdout.isatty()
     live = tmux.live_session(instance.name) if tty and not new and not arguments else None
@@ -321,7 +331,7 @@ def run_claude(
         if config.sources.get("voice", "").startswith("--"):
             ctx.progress.note("This is the session that ran already; --voice counts for a new one (--new).")
         return _attach(ctx, tmux, live)
-    given = bring_up_to_date(ctx, config, instance)
+    given = bring_up_to_date(ctx, config, instance, quick=_prepared_since(instance, began))
     first_boot.mention_old_claude(ctx, instance)
     if config.voice and (trouble := voice.trouble(config.voice_command)):
         ctx.progress.warn(trouble)

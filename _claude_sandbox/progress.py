@@ -22,4 +22,4 @@ class Progress:
         """Something worth knowing, once."""
 
     def warn(self, text: str) -> None:
-        """Something is not as it should be, and we go on."""
+        """Something is not as it should be, and we go on. The same words again are not told again."""

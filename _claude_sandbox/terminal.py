@@ -54,6 +54,7 @@ class LineProgress(Progress):
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
+        self._warned: set[str] = set()
 
     @contextlib.contextmanager
     def stage(self, title: str, usual: float | None = None) -> Iterator[Callable[[str], None]]:
@@ -67,7 +68,9 @@ class LineProgress(Progress):
             print(_clean(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        print(f"Warning: {_clean(text)}", file=sys.stderr, flush=True)
+        if text not in self._warned:
+            self._warned.add(text)
+            print(f"Warning: {_clean(text)}", file=sys.stderr, flush=True)
 
 
 class TerminalProgress(Progress):
@@ -76,6 +79,7 @@ class TerminalProgress(Progress):
     def __init__(self) -> None:
         self._console: Any = None
         self._status: Any = None
+        self._warned: set[str] = set()
 
     def _rich(self) -> Any:
         if self._console is None:
@@ -117,7 +121,9 @@ class TerminalProgress(Progress):
         self._rich().print(_clean(text), markup=False)
 
     def warn(self, text: str) -> None:
-        self._rich().print(f"[yellow]Warning:[/] {_escape(_clean(text))}")
+        if text not in self._warned:
+            self._warned.add(text)
+            self._rich().print(f"[yellow]Warning:[/] {_escape(_clean(text))}")
 
 
 def _clean(text: str) -> str:

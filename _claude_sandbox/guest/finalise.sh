@@ -33,5 +33,11 @@ if ! systemctl is-enabled --quiet claude-sandbox-init.service; then
     ln -sfn /dev/null /etc/systemd/system-generators/cloud-init-generator
 fi
 mkdir -p /var/lib/claude-sandbox
+# The disk's size is noted, or each clone would try to grow it at its first boot.
+# shellcheck disable=SC2034  # for apply.sh
+ROOT=''
+# shellcheck source=/dev/null
+. /usr/lib/claude-sandbox/apply.sh
+apply_growth > /dev/null || true
 : > /var/lib/claude-sandbox/whole
 sync

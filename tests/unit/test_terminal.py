@@ -138,3 +138,10 @@ def test_progress_in_a_log_is_plain_lines(capsys: pytest.CaptureFixture[str]) ->
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Starting x …" and lines[1].startswith("Starting x: ") and lines[1].endswith(" s")
     assert lines[2:] == ["noted?[2J", *["Warning: careful", "of?this"] * 2]
+
+
+def test_a_warning_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = LineProgress()
+    for text in ("the same", "the same", "another"):
+        progress.warn(text)
+    assert capsys.readouterr().err == "Warning: the same\nWarning: another\n"
