@@ -215,13 +215,19 @@ class Screen:
         self.tmux("send-keys", "Enter")
 
     def wait_for(self, text: str, seconds: float = 180) -> str:
+        """Until the screen shows it, wrapped or not."""
         deadline = time.monotonic() + seconds
         while True:
             shown = self.tmux("capture-pane", "-p")
-            if text in shown:
+            if squeezed(text) in squeezed(shown):
                 return shown
             assert time.monotonic() < deadline, f"{text!r} never came on the screen:\n{shown}"
             time.sleep(0.5)
+
+
+def squeezed(text: str) -> str:
+    """Without white space: a long line is wrapped and indented."""
+    return "".join(text.split())
 
 
 def children(pid: int) -> list[int]:

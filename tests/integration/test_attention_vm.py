@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from desktop import Desktop
-from machine import Person, Screen, Stub, with_pid, words_of
+from machine import Person, Screen, Stub, squeezed, with_pid, words_of
 
 pytestmark = pytest.mark.vm
 NAME = "claude-sandbox-attention"
@@ -184,6 +184,7 @@ def test_each_need_is_shown_once_and_a_click_leads_to_it(watched: Watched) -> No
         settings.write_text(f"notify: [{wanted}]\n")
         watched.tmux("new-window", "-t", f"{session}:", "sleep", "900")
         watched.tmux("send-keys", "-t", pane, "-l", typed)
+        _is_written(watched, pane, typed)
         watched.tmux("send-keys", "-t", pane, "Enter")
         wait_until(lambda: watched.desktop.showing() == 1, 90, f"a notification ({wanted})")
         watched.desktop.click()
@@ -197,6 +198,13 @@ def test_each_need_is_shown_once_and_a_click_leads_to_it(watched: Watched) -> No
     for _, _, body, _ in needs:
         assert sum(body in each for each in shown) == 1, shown
     settings.unlink()
+
+
+def _is_written(watched: Watched, pane: str, text: str) -> None:
+    def written() -> bool:
+        return squeezed(text) in squeezed(watched.tmux("capture-pane", "-p", "-t", pane))
+
+    wait_until(written, 60, text)
 
 
 def _active(watched: Watched, session: str) -> str:
