@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from recording import Recorder, failed
 
-from _claude_sandbox import accel, doctor, host, identity, lima_install, paths
+from _claude_sandbox import accel, capture, doctor, host, identity, lima_install, paths
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.run import TIMED_OUT, CommandNotFound, LocalRunner, Result
 
@@ -254,6 +254,7 @@ def looked(
     for name in (*doctor._CA_VARIABLES, *doctor._PROXIES, *map(str.upper, doctor._PROXIES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(doctor, "LITTLE_DISK", 0)
+    monkeypatch.setattr(capture, "plan", lambda _command: capture.Plan(("arecord",)))
     return lambda: {check.name: check for check in doctor.checks(recorder)}
 
 
