@@ -56,7 +56,7 @@ class Watched:
 
     def tmux(self, *words: str) -> str:
         """On the person's own tmux server, where the launch made Claude's session."""
-        return self.person.run("tmux", *words, cwd=self.project).out.strip()
+        return self.person.run("tmux", *words, cwd=self.project, code=None).out.strip()
 
     def sessions(self) -> list[dict[str, Any]]:
         """Claude sessions of this sandbox that have not ended."""
@@ -135,8 +135,10 @@ def watched(user: Person, stub: Stub) -> Iterator[Watched]:
         f"{command} --new -- --permission-mode default; sleep 600",
     )
     screen.wait_for("manual mode on")
-    yield Watched(user, project, stub, screen, desktop)
+    made = Watched(user, project, stub, screen, desktop)
+    yield made
     screen.tmux("kill-server")
+    made.tmux("kill-server")
     desktop.close()
     user.cs("delete", "-y", cwd=project, code=None)
 
