@@ -75,7 +75,8 @@ class Desktop:
         self._environment = environment
         self._notifier: Any = None
         self._markup = True
-        self._shown: dict[Key, str] = {}
+        self._shown: dict[Key, tuple[str, int]] = {}  # identifiers: desktop-notifier's, the daemon's
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
         try:
@@ -92,22 +93,30 @@ class Desktop:
         notifier = await self._connected()
         able = await notifier.get_capabilities()
         asks = notice.session is not None and Capability.REPLY_FIELD in able
+
+        def opened() -> None:
+            actions.open(notice)
+            self._close_soon(notice.key)
+
+        def replied(text: str) -> None:
+            actions.reply(notice, text)
+            self._close_soon(notice.key)
+
         shown = Notification(
             notice.title,
             harmless(notice.body, markup=self._markup),
             urgency=Urgency.Critical if notice.urgency == CRITICAL else Urgency.Normal,
-            buttons=(Button("Open", on_pressed=lambda: actions.open(notice)),)
-            if Capability.BUTTONS in able
-            else (),
-            reply_field=ReplyField(on_replied=lambda text: actions.reply(notice, text)) if asks else None,
-            on_clicked=lambda: actions.open(notice),
+            buttons=(Button("Open", on_pressed=opened),) if Capability.BUTTONS in able else (),
+            reply_field=ReplyField(on_replied=replied) if asks else None,
+            on_clicked=opened,
             sound=DEFAULT_SOUND if sound and Capability.SOUND in able else None,
         )
         await self.withdraw(notice.key)
         await notifier.send_notification(shown)
         if shown.identifier not in await notifier.get_current_notifications():
             raise Failed("the notification daemon did not take it")  # desktop-notifier only logs why
-        self._shown[notice.key] = shown.identifier
+        numbers: Any = notifier._backend._platform_to_interface_notification_identifier
+        self._shown[notice.key] = shown.identifier, numbers.inverse.get(shown.identifier, 0)
 
     async def _connected(self) -> Any:
         if self._notifier is not None:
@@ -130,11 +139,25 @@ class Desktop:
         self._notifier, self._shown = notifier, {}
         return notifier
 
+    def _close_soon(self, key: Key) -> None:
+        """After a click: most daemons close it by themselves, dunst leaves it on the screen."""
+        task = asyncio.get_running_loop().create_task(self.withdraw(key))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
     async def withdraw(self, key: Key) -> None:
-        identifier = self._shown.pop(key, None)
-        if identifier is not None and self._notifier is not None:
-            with contextlib.suppress(KeyError, TimeoutError):  # the user closed it: nothing to take away
-                await asyncio.wait_for(self._notifier.clear(identifier), SEND)
+        identifier, number = self._shown.pop(key, ("", 0))
+        if not identifier or self._notifier is None:
+            return
+        try:
+            await asyncio.wait_for(self._notifier.clear(identifier), SEND)
+        except KeyError:  # clicked or closed: desktop-notifier has forgotten it, the daemon may still show it
+            interface: Any = getattr(self._notifier._backend, "interface", None)
+            if number and interface is not None:
+                with contextlib.suppress(Exception):  # it is gone there too
+                    await asyncio.wait_for(interface.call_close_notification(number), SEND)
+        except TimeoutError:
+            return
 
     def _forget(self) -> None:
         bus = getattr(getattr(self._notifier, "_backend", None), "bus", None)

@@ -191,6 +191,7 @@ def test_each_need_is_shown_once_and_a_click_leads_to_it(watched: Watched) -> No
         wait_until(lambda: watched.desktop.showing() == 1, 90, f"a notification ({wanted})")
         watched.desktop.click()
         wait_until(lambda: _active(watched, session) == pane, 30, "Claude's pane")
+        wait_until(lambda: watched.desktop.showing() == 0, 30, "the end of what was clicked")
         if answer:
             watched.tmux("send-keys", "-t", pane, answer)
         watched.becomes("done")

@@ -243,6 +243,7 @@ def test_events_are_shown_once_and_a_click_goes_to_the_pane(screen: Screen, serv
         while server.tmux("list-clients", "-F", "#{pane_id}") != pane:
             assert time.monotonic() < deadline, log
             await asyncio.sleep(0.05)
+        await asyncio.to_thread(until, lambda: screen.showing() == 0)  # dunst itself leaves it there
         await notifier.close()
 
     asyncio.run(run())
