@@ -22,6 +22,7 @@ from _claude_sandbox.run import Command, spawn
 
 SHORTEST, LONGEST = 0.5, 30.0  # seconds between tries; doubled, and short again after one that worked
 LOOK = 1.0  # seconds between questions whether the VM can be reached
+SETTLE = 3.0  # seconds after a start: they belong to whoever waits for the VM (a login takes one, emulated)
 READY_WITHIN = 90.0  # seconds: a login under emulation, the VM's first seconds
 OUTPUT = 64 * 1024  # bytes that we read of what the script prints; then it can only wait
 _OPTIONS = (
@@ -75,11 +76,15 @@ class Forward:
 
     async def run(self) -> None:
         """Never returns; ends by cancellation, and its ssh with it."""
-        pause = SHORTEST
+        pause, starting = SHORTEST, False
         while True:
             if not self._usable():
-                pause = SHORTEST
+                pause, starting = SHORTEST, True
                 await asyncio.sleep(LOOK)
+                continue
+            if starting:
+                starting = False
+                await asyncio.sleep(SETTLE)
                 continue
             try:
                 worked, why = await self._once()

@@ -87,6 +87,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("HOME", str(world.guest.home))
     monkeypatch.setattr(forward, "SHORTEST", 0.05)
     monkeypatch.setattr(forward, "LOOK", 0.05)
+    monkeypatch.setattr(forward, "SETTLE", 0.05)
     yield world
     world.guest.close()
 
