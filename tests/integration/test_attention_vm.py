@@ -21,6 +21,7 @@ from machine import Person, Screen, Stub, squeezed, with_pid, words_of
 
 pytestmark = pytest.mark.vm
 NAME = "claude-sandbox-attention"
+SOURCE_SESSION = "0b5cb4b1-0000-4000-8000-000000000001"
 QUESTION = {
     "tool": "AskUserQuestion",
     "input": {
@@ -59,9 +60,10 @@ class Watched:
         return self.person.run("tmux", *words, cwd=self.project, code=None).out.strip()
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Claude sessions of this sandbox that have not ended."""
+        """Claude's sessions in this sandbox that have not ended, without the one that SOURCE makes up."""
         found: list[dict[str, Any]] = self.person.cs("status", "--json", cwd=self.project).json()["sessions"]
-        return [each for each in found if each["sandbox"] == NAME and each["state"] != "ended"]
+        alive = [each for each in found if each["sandbox"] == NAME and each["state"] != "ended"]
+        return [each for each in alive if each["session_id"] != SOURCE_SESSION]
 
     def state(self) -> tuple[str, str]:
         """(state, what it wants) of the one session."""
@@ -217,7 +219,7 @@ def _active(watched: Watched, session: str) -> str:
 
 def test_none_is_lost_and_none_comes_twice_whatever_breaks(watched: Watched) -> None:
     """The connection is killed; the worker; the whole server; QEMU stands still for two minutes."""
-    session, count = "0b5cb4b1-0000-4000-8000-000000000001", 150
+    session, count = SOURCE_SESSION, 150
     watched.start_source(count, session)
 
     def more(than: int = 3) -> None:
