@@ -217,8 +217,17 @@ def _active(watched: Watched, session: str) -> str:
     return watched.tmux("display-message", "-p", "-t", f"{session}:", "#{pane_id}")
 
 
+def test_the_end(watched: Watched) -> None:
+    watched.screen.type("/exit")
+    watched.screen.tmux("send-keys", "Enter")
+    wait_until(lambda: not watched.sessions(), 90, "the session's end")
+
+
 def test_none_is_lost_and_none_comes_twice_whatever_breaks(watched: Watched) -> None:
-    """The connection is killed; the worker; the whole server; QEMU stands still for two minutes."""
+    """The connection is killed; the worker; the whole server; QEMU stands still for two minutes.
+
+    Last of all: Claude's own connection does not outlive those two minutes.
+    """
     session, count = SOURCE_SESSION, 150
     watched.start_source(count, session)
 
@@ -248,9 +257,3 @@ def test_none_is_lost_and_none_comes_twice_whatever_breaks(watched: Watched) -> 
     more()
     wait_until(lambda: len(watched.messages(session)) >= count, 300, f"{count} events")
     assert watched.messages(session) == [f"n{n}" for n in range(1, count + 1)]
-
-
-def test_the_end(watched: Watched) -> None:
-    watched.screen.type("/exit")
-    watched.screen.tmux("send-keys", "Enter")
-    wait_until(lambda: not watched.sessions(), 90, "the session's end")
