@@ -191,7 +191,7 @@ def test_an_image_without_our_init(user: Person, one: Path, three: Path) -> None
     stock = (user.checkout / "bench" / "stock.sh").read_text()
     user.cs("shell", "--", "sudo", "sh", "-s", cwd=three, input=stock)
     user.cs("restart", cwd=three)
-    assert guest(user, three, "test -e /usr/lib/claude-sandbox || cloud-init status") == "status: done"
+    assert guest(user, three, "test -e /usr/lib/claude-sandbox/init || cloud-init status") == "status: done"
     assert guest(user, three, "cat hello.txt ~/kept") == "three\nsynced"
     for project in (one, three):
         user.cs("delete", "-y", cwd=project)
