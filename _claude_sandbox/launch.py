@@ -43,7 +43,7 @@ from _claude_sandbox.run import Command
 from _claude_sandbox.tmux import Tmux
 
 NOT_FOUND = 127
-SERVER_TIMEOUT = 10.0  # seconds that a launch waits for the hooks server to start
+SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
 PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
 # Terminals that ncurses-base of Debian and Ubuntu knows; others become xterm-256color.
 _TERMS = frozenset(
