@@ -159,22 +159,22 @@ def _shell(call: Call) -> int:
 
 
 def _session(call: Call) -> int:
-    """Inside the tmux session that `launch` made: run, and leave the exit code where it looks for it."""
+    """Inside a tmux session of ours: run, and leave the exit code where whoever is attached looks for it."""
     from pathlib import Path
 
-    from _claude_sandbox import launch
     from _claude_sandbox.files import write_atomic
+    from _claude_sandbox.session import Session, code_path, run_session
 
     file = Path(call.chosen.file)
-    session = launch.Session.load(file)
+    session = Session.load(file)
     code = 1
     try:
-        code = launch.run_session(call.ctx, session)
+        code = run_session(call.ctx, session)
     except ClaudeSandboxError as error:
         code = error.exit_code
         raise
     finally:
-        write_atomic(launch.code_path(file), str(code).encode())
+        write_atomic(code_path(file), str(code).encode())
     return code
 
 

@@ -202,12 +202,12 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
 
 def _prepare(config: Config) -> Callable[[Context, Instance], None]:
     """Settings and login for the launch that is to follow, while Lima still waits for its guest agent."""
-    from _claude_sandbox import launch
+    from _claude_sandbox import prepare
 
-    def prepare(ctx: Context, instance: Instance) -> None:
-        launch.bring_up_to_date(ctx, config, instance, quick=True)
+    def bring(ctx: Context, instance: Instance) -> None:
+        prepare.bring_up_to_date(ctx, config, instance, quick=True)
 
-    return prepare
+    return bring
 
 
 def _settle(ctx: Context, instance: Instance) -> Instance:

@@ -123,7 +123,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "3.5": (
         "blackbox/test_sandbox::test_proxy_only_when_the_user_says_so",
-        "unit/test_launch::test_proxy_and_ca_only_when_the_user_says_so",
+        "unit/test_prepare::test_proxy_and_ca_only_when_the_user_says_so",
     ),
     # 4 VM model
     "4.1": (

@@ -32,10 +32,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
      "panes"),
     ("timings", "settings_sync", "reply", "bring", "notifiers", "audio"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
-    ("first_boot", "tools_document", "attending", "notify"),
+    ("first_boot", "prepare", "tools_document", "attending", "notify"),
     # 4 where steps are ordered
-    ("create", "launch", "hookboxes", "audiosign"),
-    ("change", "tools_vm", "hookserver", "audioserver"),
+    ("create", "session", "hookboxes", "audiosign"),
+    ("change", "launch", "tools_vm", "hookserver", "audioserver"),
     ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
