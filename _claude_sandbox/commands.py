@@ -12,7 +12,18 @@ from functools import cached_property
 from typing import Any
 
 from _claude_sandbox import config as configuration
-from _claude_sandbox import context, find, hooks, options, paths, render, sandbox, terminal, voice
+from _claude_sandbox import (
+    context,
+    find,
+    hooks,
+    options,
+    paths,
+    render,
+    sandbox,
+    terminal,
+    tools_verbs,
+    voice,
+)
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import DryRunner, LocalRunner, Runner
@@ -142,7 +153,7 @@ def _become_user(call: Call) -> None:
 def _claude(call: Call) -> int:
     from _claude_sandbox import launch
 
-    instance, created = sandbox.ensure(call.ready, call.config, _tools_builder(call))
+    instance, created = sandbox.ensure(call.ready, call.config, tools_verbs.builder(call))
     if call.chosen.dry_run:
         return 0
     new = call.chosen.new or created
@@ -152,7 +163,7 @@ def _claude(call: Call) -> int:
 def _shell(call: Call) -> int:
     from _claude_sandbox import launch
 
-    instance, _ = sandbox.ensure(call.ready, call.config, _tools_builder(call))
+    instance, _ = sandbox.ensure(call.ready, call.config, tools_verbs.builder(call))
     if call.chosen.dry_run:
         return 0
     return launch.run_shell(call.ctx, call.config, instance, call.rest, began=call.began)
@@ -178,96 +189,16 @@ def _session(call: Call) -> int:
     return code
 
 
-def _tools_builder(call: Call) -> sandbox.BuildTools | None:
-    """Builds the tools VM when there is none yet; only where somebody watches (spec 4.4)."""
-    if not (terminal.interactive() or call.chosen.yes) or call.chosen.dry_run:
-        return None
-
-    def build() -> None:
-        call.progress.note("There is no tools VM yet: building it now, once; sandboxes are cloned from it.")
-        _build_tools(call, "tools-vm", (), None)
-
-    return build
-
-
-def _build_tools(call: Call, name: str, only: Sequence[str], from_packages: bool | None) -> Any:
-    from _claude_sandbox import create, tools_vm
-    from _claude_sandbox.values import GIB, MIB
-
-    ctx = call.ctx
-    report = tools_vm.rebuild(
-        ctx.lima,
-        name=name,
-        only=only,
-        from_packages=from_packages,
-        user=ctx.user,
-        cpus=call.config.cpus or create.default_cpus(),
-        memory_mib=(call.config.memory or create.default_memory()) // MIB,
-        disk_gib=(call.config.disk or 100 * GIB) // GIB,
-        start_env=ctx.start_env(),
-        runtime=paths.runtime_dir(),
-        progress=ctx.progress,
-        proxy=call.config.proxy,
-        ca_files=create.host_ca_files(call.config),
-    )
-    if not report.ok:
-        print(render.marks(report.tools), file=sys.stderr)
-        raise ClaudeSandboxError(
-            f"The tools VM {name} was not built: a promised tool is missing.",
-            details=f"The log is {report.logfile}",
-            resolution="An older tools VM, if there was one, is untouched. "
-            "Mend the cause and run `claude-sandbox rebuild-tools-vm` again.",
-        )
-    return report
-
-
-def _rebuild(call: Call) -> int:
-    from _claude_sandbox import values
-
-    try:
-        name = values.parse_vm_name(call.chosen.name)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error
-    only = tuple(part.strip() for part in (call.chosen.only or "").split(",") if part.strip())
-    if call.chosen.dry_run:
-        print("\n".join(_rebuild_plan(call, name)))
-        return 0
-    base = call.ready.lima.get(name)
-    if base is not None and base.status == "Running":
-        sandbox.stop_base(call.ctx, base)
-    report = _build_tools(call, name, only, True if call.chosen.from_packages else None)
-    if call.chosen.json:
-        render.print_json(report)
-    else:
-        print(render.marks(report.tools))
-        print(f"{name} is built ({report.seconds:.0f} s). The log is {report.logfile}")
-        hint = "" if name == "tools-vm" else f" -c {name}"
-        print(f"Next: go to a project and run `claude-sandbox{hint}`.")
-    return 0
-
-
-def _rebuild_plan(call: Call, name: str) -> list[str]:
-    """What a rebuild would do, for --dry-run."""
-    lima, new = call.ctx.lima, f"{name}-new"
-    verbs = (("create", "--tty=false", f"--name={new}", "FILE"), ("start", "--tty=false", new), ("stop", new))
-    return [
-        f"(build or reuse the guest image in {paths.cache_dir() / 'images'}, or name Ubuntu's)",
-        *(str(lima.command(*verb)) for verb in verbs),
-        f"(try every tool before the stop, then swap {lima.home / new} with {lima.home / name})",
-        str(lima.command("protect", "--tty=false", name)),
-    ]
-
-
 # -- life of a sandbox ---------------------------------------------------------------------------
 
 
 def _create(call: Call) -> int:
-    made = sandbox.create_only(call.ready, call.config, _tools_builder(call))
+    made = sandbox.create_only(call.ready, call.config, tools_verbs.builder(call))
     return _show(call, made, f"{made.name} is ready. `claude-sandbox` attaches Claude to it.")
 
 
 def _start(call: Call) -> int:
-    instance, _ = sandbox.ensure(call.ready, call.config, _tools_builder(call))
+    instance, _ = sandbox.ensure(call.ready, call.config, tools_verbs.builder(call))
     return _show(call, sandbox.Sandbox.of(instance), f"{instance.name} is running.")
 
 
@@ -483,7 +414,7 @@ _HANDLERS: dict[str, Callable[[Call], int]] = {
     "update": _update,
     "events": _later("hook_verbs", "events"),
     "restart-hooks": _later("hook_verbs", "restart_hooks"),
-    "rebuild-tools-vm": _rebuild,
+    "rebuild-tools-vm": tools_verbs.rebuild,
     "setup": _later("setup_host", "setup"),
     "doctor": _later("setup_host", "doctor"),
     "settings": _later("settings_verbs", "settings"),

@@ -39,7 +39,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
-    ("setup_host", "settings_verbs", "uninstall", "hook_verbs", "watch"),
+    ("setup_host", "settings_verbs", "tools_verbs", "uninstall", "hook_verbs", "watch"),
     ("people",),
     ("commands",),
     ("cli",),

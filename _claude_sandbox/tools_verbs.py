@@ -1,0 +1,95 @@
+"""The verb `rebuild-tools-vm`, and the tools VM built at a first launch, when there is none yet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from _claude_sandbox import paths, render, sandbox, terminal
+from _claude_sandbox.errors import ClaudeSandboxError, UsageError
+
+if TYPE_CHECKING:
+    from _claude_sandbox.commands import Call
+    from _claude_sandbox.tools_vm import BuildReport
+
+
+def builder(call: Call) -> sandbox.BuildTools | None:
+    """Builds the tools VM when there is none yet; only where somebody watches (spec 4.4)."""
+    if not (terminal.interactive() or call.chosen.yes) or call.chosen.dry_run:
+        return None
+
+    def build() -> None:
+        call.progress.note("There is no tools VM yet: building it now, once; sandboxes are cloned from it.")
+        _build(call, "tools-vm", (), None)
+
+    return build
+
+
+def _build(call: Call, name: str, only: Sequence[str], from_packages: bool | None) -> BuildReport:
+    from _claude_sandbox import create, tools_vm
+    from _claude_sandbox.values import GIB, MIB
+
+    ctx = call.ctx
+    report = tools_vm.rebuild(
+        ctx.lima,
+        name=name,
+        only=only,
+        from_packages=from_packages,
+        user=ctx.user,
+        cpus=call.config.cpus or create.default_cpus(),
+        memory_mib=(call.config.memory or create.default_memory()) // MIB,
+        disk_gib=(call.config.disk or 100 * GIB) // GIB,
+        start_env=ctx.start_env(),
+        runtime=paths.runtime_dir(),
+        progress=ctx.progress,
+        proxy=call.config.proxy,
+        ca_files=create.host_ca_files(call.config),
+    )
+    if not report.ok:
+        print(render.marks(report.tools), file=sys.stderr)
+        raise ClaudeSandboxError(
+            f"The tools VM {name} was not built: a promised tool is missing.",
+            details=f"The log is {report.logfile}",
+            resolution="An older tools VM, if there was one, is untouched. "
+            "Mend the cause and run `claude-sandbox rebuild-tools-vm` again.",
+        )
+    return report
+
+
+def rebuild(call: Call) -> int:
+    """Build the tools VM, or one of another name, beside the old one, which it replaces."""
+    from _claude_sandbox import values
+
+    try:
+        name = values.parse_vm_name(call.chosen.name)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    only = tuple(part.strip() for part in (call.chosen.only or "").split(",") if part.strip())
+    if call.chosen.dry_run:
+        print("\n".join(_plan(call, name)))
+        return 0
+    base = call.ready.lima.get(name)
+    if base is not None and base.status == "Running":
+        sandbox.stop_base(call.ctx, base)
+    report = _build(call, name, only, True if call.chosen.from_packages else None)
+    if call.chosen.json:
+        render.print_json(report)
+    else:
+        print(render.marks(report.tools))
+        print(f"{name} is built ({report.seconds:.0f} s). The log is {report.logfile}")
+        hint = "" if name == "tools-vm" else f" -c {name}"
+        print(f"Next: go to a project and run `claude-sandbox{hint}`.")
+    return 0
+
+
+def _plan(call: Call, name: str) -> list[str]:
+    """What a rebuild would do, for --dry-run."""
+    lima, new = call.ctx.lima, f"{name}-new"
+    verbs = (("create", "--tty=false", f"--name={new}", "FILE"), ("start", "--tty=false", new), ("stop", new))
+    return [
+        f"(build or reuse the guest image in {paths.cache_dir() / 'images'}, or name Ubuntu's)",
+        *(str(lima.command(*verb)) for verb in verbs),
+        f"(try every tool before the stop, then swap {lima.home / new} with {lima.home / name})",
+        str(lima.command("protect", "--tty=false", name)),
+    ]
