@@ -198,20 +198,10 @@ def main(fd: int) -> int:
 async def _serve(orphaned: Callable[[], None]) -> None:
     from _claude_sandbox.audiosign import Sign
 
-    loop = asyncio.get_running_loop()
-    log = daemon.Log(voice.daemon().log).say
-    sign = Sign(LocalRunner(), log)
-    server = Server(forwards=_forward, sign=sign, log=log)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop_soon)
-
-    def parent_gone() -> None:
-        if not os.read(0, 4096):
-            loop.remove_reader(0)
-            orphaned()
-            server.stop_soon()
-
-    loop.add_reader(0, parent_gone)
+    log = daemon.Log(voice.daemon().log)
+    sign = Sign(LocalRunner(), log.say)
+    server = Server(forwards=_forward, sign=sign, log=log.say)
+    daemon.stop_when_told(server.stop_soon, orphaned, log)
     try:
         await server.run()
     finally:

@@ -291,6 +291,25 @@ def worker_of(daemon: Daemon, fd: int) -> Iterator[Callable[[], None]]:
             run.start_detached(own_command(daemon.verb), daemon.log)
 
 
+def stop_when_told(stop: Callable[[], None], orphaned: Callable[[], None], log: Log) -> None:
+    """In the worker's event loop: a signal calls `stop`, and so does the parent's end, after `orphaned`
+    (what `worker_of` yielded)."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+    def parent_gone() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            log.say("the parent is gone: starting anew")
+            orphaned()
+            stop()
+
+    loop.add_reader(0, parent_gone)
+
+
 class Log:
     """Lines with a time, appended; past `limit` bytes the file's content becomes `NAME.1`.
 

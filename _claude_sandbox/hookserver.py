@@ -12,7 +12,6 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -322,21 +321,10 @@ def main(fd: int) -> int:
 
 
 async def _serve(orphaned: Callable[[], None]) -> None:
-    loop = asyncio.get_running_loop()
     log = daemon.Log(hooks.state_directory() / "server.log")
     server = Server(forwards=_forward, log=log)
     server.notifier = _notifier(server)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop_soon)
-
-    def parent_gone() -> None:
-        if not os.read(0, 4096):
-            loop.remove_reader(0)
-            server.say("the parent is gone: starting anew")
-            orphaned()
-            server.stop_soon()
-
-    loop.add_reader(0, parent_gone)
+    daemon.stop_when_told(server.stop_soon, orphaned, log)
     await server.run()
 
 
