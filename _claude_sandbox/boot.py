@@ -75,7 +75,7 @@ def start(
 
     `kind` is for the estimate of how long it takes (timings.py). `answers` is called as soon as the guest can
     be spoken to over ssh, while Lima still waits for other things; it must not take long. With it Lima's first
-    questions open our own connection, which has the environment and the groups of that early moment.
+    question opens a connection that Lima and we share, if our init has set this boot up as a whole.
 
     Raises RefusedError (Lima would share more than `document` says), StartError.
     """
@@ -126,12 +126,12 @@ def start(
 
 
 def _own_master(ctx: Context, coming: Instance) -> dict[str, str | None]:
-    """Lets Lima's first questions open our own connection; that of an earlier boot goes."""
+    """Lets Lima's first question open the connection that it and we use; that of an earlier boot goes."""
     if ctx.dry:
         return {}
     guest = ctx.guest(coming)
     guest.disconnect()
-    return ssh_wait.through(guest.control_path, guest.master())
+    return ssh_wait.through(coming.dir, guest.control_path, guest.master)
 
 
 def _hear(

@@ -124,7 +124,7 @@ def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share], earl
     if early.ended() or ctx.dry:
         return
     with ctx.progress.stage("Looking at the mounts"):
-        ctx.guest(instance).disconnect()  # it may be from before Lima's scripts
+        ctx.guest(instance).renew()  # it may be from before Lima's scripts
         result = _look(ctx, instance, shares)
     if not result.ok:
         raise StartError(
@@ -159,7 +159,7 @@ def finish(
         with ctx.progress.stage("Preparing the guest for Claude Code"):
             _do(guest, guest_script("prepare-foreign.sh"), "be prepared for Claude Code")
         # sshd reads AcceptEnv for new connections only (facts/checked.md).
-        guest.disconnect()
+        guest.renew()
         guest.connect()
     if packages:
         with ctx.progress.stage(f"Installing {', '.join(packages)}"):

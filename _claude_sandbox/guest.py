@@ -23,6 +23,11 @@ _OPTIONS = (
     "-o", "ForwardX11=no",
     "-o", "LogLevel=ERROR",
 )  # fmt: skip
+# ServerAlive: a guest that hangs must not swallow the next session; a laptop that slept must not lose its own.
+_MASTER = (
+    "-o", "ControlMaster=yes", "-o", "ControlPersist=yes",
+    "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=20",
+)  # fmt: skip
 
 
 def guest_script(name: str) -> str:
@@ -38,9 +43,10 @@ class Guest:
         self.instance = instance
         self.control_path = runtime / f"{instance.tag}.ssh"
 
-    def ssh(self, *options: str) -> tuple[str, ...]:
+    def ssh(self, *options: str, socket: Path | None = None) -> tuple[str, ...]:
+        """ssh with its options, over the master at `socket` (our own place for it if None)."""
         return (
-            "ssh", "-F", str(self.instance.ssh_config), "-o", f"ControlPath={self.control_path}",
+            "ssh", "-F", str(self.instance.ssh_config), "-o", f"ControlPath={socket or self.control_path}",
             *_OPTIONS, *options,
         )  # fmt: skip
 
@@ -54,12 +60,10 @@ class Guest:
         if not self.runner.run(Command(quiet), timeout=timeout, changes=False).ok:
             raise self._unreachable("")
 
-    def master(self) -> tuple[str, ...]:
-        """The ssh command that opens our master and leaves it behind."""
-        # ServerAlive: the master of a VM that died must not swallow the next session.
+    def master(self, socket: Path | None = None) -> tuple[str, ...]:
+        """The ssh command that opens a master at `socket` and leaves it behind."""
         return (
-            *self.ssh("-o", "ControlMaster=yes", "-o", "ControlPersist=yes", "-o", "ServerAliveInterval=15"),
-            "-o", "ConnectTimeout=30", "-f", "-N", self.instance.ssh_host,
+            *self.ssh(*_MASTER, socket=socket), "-o", "ConnectTimeout=30", "-f", "-N", self.instance.ssh_host,
         )  # fmt: skip
 
     def disconnect(self) -> None:
@@ -67,6 +71,14 @@ class Guest:
         if self.control_path.exists():
             self.runner.run(Command((*self.ssh("-O", "exit"), self.instance.ssh_host)), timeout=10)
             self.control_path.unlink(missing_ok=True)
+
+    def renew(self) -> None:
+        """End our master if the guest's groups and variables may have changed since it was opened.
+
+        One that Lima shares (ssh-wait.sh) is from a boot that was whole by then, and its forwards hang on it.
+        """
+        if not self.control_path.is_symlink():
+            self.disconnect()
 
     def run(self, script: str, *arguments: str, input: bytes = b"", timeout: float = 60) -> Result:
         """Run a POSIX sh script (its text) with $1… = arguments, stdin = input, no terminal.

@@ -5,12 +5,15 @@
 # once here, and not for longer than a guest needs for its first word. Everything else (a control command,
 # a forward, `ssh -V`) goes straight to the next ssh on PATH.
 #
-# Lima logs in anew for each of its first questions, and under emulation a login takes a second. With
-# CLAUDE_SANDBOX_MASTER (ssh's words for a master of claude-sandbox's own, quoted for a shell) and
-# CLAUDE_SANDBOX_CONTROL (its socket), questions that name no socket of Lima's go through that master, which
-# the first of them opens and claude-sandbox uses from then on.
+# Lima logs in anew for each of its first questions and then for a master of its own, and under emulation a
+# login takes two seconds. With CLAUDE_SANDBOX_MASTER (ssh's words, quoted for a shell, for a master that
+# serves Lima and claude-sandbox alike) and CLAUDE_SANDBOX_SHARED (its socket: the one that Lima gives its
+# own) the first question opens that, and Lima finds it. It stays if our init has set this boot up as a whole:
+# what a session gets does not change any more. Then CLAUDE_SANDBOX_CONTROL leads to it, through a second name
+# (CLAUDE_SANDBOX_KEPT) of the very socket: not to a master that Lima opens later, which hides variables.
 PATH=${PATH#"${0%/*}:"}
-port='' host='' before='' master=${CLAUDE_SANDBOX_MASTER:-} control=${CLAUDE_SANDBOX_CONTROL:-}
+port='' host='' before='' master=${CLAUDE_SANDBOX_MASTER:-} shared=${CLAUDE_SANDBOX_SHARED:-}
+control=${CLAUDE_SANDBOX_CONTROL:-} kept=${CLAUDE_SANDBOX_KEPT:-}
 for word; do
     case $word in
         -O | -N | -V) port='' && break ;;
@@ -24,20 +27,28 @@ for word; do
 done
 if [ -z "$port" ] || [ -z "$host" ]; then exec ssh "$@"; fi
 
+over() { ssh -F /dev/null -S "$shared" "$@"; }
+
 # ask ARGUMENTS…: only the first word (connection and version) has the limit of $patience.
 ask() {
     if [ -z "$master" ]; then
         ssh -o "ConnectTimeout=$patience" "$@"
         return
     fi
-    if [ ! -S "$control" ]; then
+    if [ ! -S "$shared" ]; then
         # What it leaves behind would hold on to our stdout and stderr.
         eval "ssh -o ConnectTimeout=$patience $master" < /dev/null > /dev/null 2>&1 || return 255
     fi
-    ssh -S "$control" "$@" && return
+    if [ -L "$control" ]; then
+        over "$@"
+        return
+    fi
+    over "$host" grep -qx fast /run/claude-sandbox/boot > /dev/null 2>&1 &
+    over "$@"
     code=$?
-    # The answer was no: the guest is not as far as this login's environment must be.
-    ssh -S "$control" -O exit "$host" > /dev/null 2>&1
+    # In this order: what is waited for was asked beside the question.
+    if wait $! && [ $code = 0 ] && ln "$shared" "$kept" && ln -s "$kept" "$control"; then return 0; fi
+    over -O exit "$host" > /dev/null 2>&1
     return $code
 }
 

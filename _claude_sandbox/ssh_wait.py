@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from _claude_sandbox import remote
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.paths import private_dir
+
+SHARED = "ssh.sock"  # in the instance directory: where Lima looks for its own master
+KEPT = "claude-sandbox.sock"  # beside it; Lima clones no *.sock, and removes them with a VM that hangs
 
 
 def environment(runtime: Path) -> dict[str, str | None]:
@@ -25,12 +28,18 @@ def environment(runtime: Path) -> dict[str, str | None]:
     return {"PATH": f"{directory}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
-def through(control: Path, master: Sequence[str]) -> dict[str, str | None]:
-    """Lima's first questions go over this master of ours, which the first of them opens: a login less each.
+def through(directory: Path, control: Path, master: Callable[[Path], Sequence[str]]) -> dict[str, str | None]:
+    """Lima and we share one connection, which Lima's first question opens: two logins less.
 
-    `master` is its ssh command, `control` its socket; the file of an earlier boot must be gone.
+    `directory` is the instance's; `control` is where we look for our connection; `master(socket)` is the ssh
+    command that opens one there. What an earlier boot left behind at these places goes.
     """
+    shared, kept = directory / SHARED, directory / KEPT
+    for left in (shared, kept, control):
+        left.unlink(missing_ok=True)
     return {
-        "CLAUDE_SANDBOX_MASTER": remote.shell_quote(master[1:]),
+        "CLAUDE_SANDBOX_MASTER": remote.shell_quote(master(shared)[1:]),
+        "CLAUDE_SANDBOX_SHARED": str(shared),
+        "CLAUDE_SANDBOX_KEPT": str(kept),
         "CLAUDE_SANDBOX_CONTROL": str(control),
     }

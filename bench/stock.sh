@@ -2,10 +2,12 @@
 # In a clone of our tools VM, as root: the boot that Debian and Lima bring, instead of ours. For a benchmark
 # on the same content, which with `initrd` as argument gets /boot/stock.kernel and /boot/stock.initrd too.
 set -eu
-systemctl disable claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service
+systemctl disable claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service \
+    claude-sandbox-power.service
 rm -rf /usr/lib/claude-sandbox /etc/systemd/system/claude-sandbox-*.service /var/lib/claude-sandbox \
-    /etc/systemd/system-generators /etc/systemd/system/systemd-udev-trigger.service.d \
+    /etc/systemd/system-generators /etc/systemd/system/*.d/claude-sandbox.conf \
     /etc/systemd/journald.conf.d/claude-sandbox.conf /etc/tmpfiles.d/tmp.conf /etc/tmpfiles.d/claude-sandbox.conf \
+    /etc/tmpfiles.d/systemd-nologin.conf /var/lib/systemd/linger \
     /etc/systemd/network/10-claude-sandbox.network /etc/systemd/network/99-default.link \
     /etc/initramfs-tools/hooks/claude-sandbox /etc/initramfs-tools/conf.d/claude-sandbox \
     /etc/cloud/cloud.cfg.d/91-claude-sandbox.cfg

@@ -32,6 +32,9 @@ if ! systemctl is-enabled --quiet claude-sandbox-init.service; then
     mkdir -p /etc/systemd/system-generators
     ln -sfn /dev/null /etc/systemd/system-generators/cloud-init-generator
 fi
+# The user's manager starts with the boot, not with the first login. Lima's own boot.sh has it so, too.
+mkdir -p /var/lib/systemd/linger
+: > "/var/lib/systemd/linger/$SUDO_USER"
 mkdir -p /var/lib/claude-sandbox
 # The disk's size is noted, or each clone would try to grow it at its first boot.
 # shellcheck disable=SC2034  # for apply.sh

@@ -5,8 +5,7 @@ umask 022
 cd "$1"
 find . -type f | while IFS= read -r file; do
     to=${file#.}
-    mkdir -p "${to%/*}"
-    cat "$file" >"$to.new"
-    chmod 755 "$to.new"
+    [ -d "${to%/*}" ] || mkdir -p "${to%/*}"
+    install -m 755 "$file" "$to.new"
     mv -f "$to.new" "$to"
 done

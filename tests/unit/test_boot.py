@@ -420,8 +420,10 @@ def test_what_can_be_done_early_begins_when_the_guest_answers(
     assert heard == [NAME]
     start = next(call for call in recorder.calls if "start" in call.argv)
     guest = ctx.guest(Instance(NAME, "Stopped", directory))
-    assert start.command.env["CLAUDE_SANDBOX_CONTROL"] == str(guest.control_path)
-    assert shlex.split(start.command.env["CLAUDE_SANDBOX_MASTER"] or "") == list(guest.master()[1:])
+    env = start.command.env
+    assert env["CLAUDE_SANDBOX_CONTROL"] == str(guest.control_path)
+    assert env["CLAUDE_SANDBOX_SHARED"] == str(directory / "ssh.sock")  # where Lima looks for its own
+    assert shlex.split(env["CLAUDE_SANDBOX_MASTER"] or "") == list(guest.master(directory / "ssh.sock")[1:])
     boot.start(ctx, NAME, document)
     later = [call for call in recorder.calls if "start" in call.argv][-1]
     assert "CLAUDE_SANDBOX_MASTER" not in later.command.env

@@ -127,6 +127,23 @@ def test_disconnecting(guest: Guest, recorder: Recorder) -> None:
     assert recorder.argvs()[0][-3:] == ("-O", "exit", INSTANCE.ssh_host) and not guest.control_path.exists()
 
 
+def test_a_connection_that_lima_shares_is_not_renewed(guest: Guest, recorder: Recorder) -> None:
+    """Lima's forwards hang on it; and it is from a boot that was whole by then (ssh-wait.sh)."""
+    shared = guest.control_path.with_name("ssh.sock")
+    shared.touch()
+    guest.control_path.symlink_to(shared)
+    guest.renew()
+    assert recorder.calls == [] and guest.control_path.is_symlink()
+    guest.control_path.unlink()
+    guest.control_path.touch()
+    guest.renew()
+    assert recorder.argvs()[0][-3:] == ("-O", "exit", INSTANCE.ssh_host)
+
+
+def test_a_master_elsewhere(guest: Guest, tmp_path: Path) -> None:
+    assert option(guest.master(tmp_path / "ssh.sock"), "ControlPath") == [str(tmp_path / "ssh.sock")]
+
+
 def test_a_script_s_answer_is_bounded_and_its_failure_is_data(guest: Guest, recorder: Recorder) -> None:
     recorder.on("ssh", then=Result(3, b"out", b"err"))
     result = guest.run("exit 3", "a b", input=b"in", timeout=7)

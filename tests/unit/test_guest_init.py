@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,7 @@ class Machine:
         assert old in text, f"{name} has no {old!r}"
         file.write_text(text.replace(old, new))
 
-    def boot(self, shell: list[str] | None = None) -> str:
+    def boot(self, shell: list[str] | None = None, *arguments: str) -> str:
         """Runs init; what it printed."""
         for name in ("lima-ssh-ready", "lima-boot-done"):
             (self.root / "run" / name).unlink(missing_ok=True)
@@ -93,7 +95,7 @@ class Machine:
         (self.root / "dev").unlink(missing_ok=True)
         (self.root / "dev").symlink_to("/dev")
         done = subprocess.run(
-            [*(shell or SHELLS[0]), str(SCRIPTS / "init")],
+            [*(shell or SHELLS[0]), str(SCRIPTS / "init"), *arguments],
             env={**os.environ, "CLAUDE_SANDBOX_ROOT": str(self.root)},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
@@ -134,6 +136,45 @@ def test_a_clone_is_set_up(machine: Machine, shell: list[str]) -> None:
     assert machine.read("etc/ssh/ssh_host_ed25519_key") == "private\n"
     keys = machine.read("home/ada.guest/.ssh/authorized_keys")
     assert keys.startswith("ssh-ed25519 ") and keys.count("\n") == 1
+
+
+def test_what_was_done_beside_systemd_s_start_is_not_done_again(machine: Machine) -> None:
+    without_clock_script(machine)
+    machine.boot(None, "early")
+    assert machine.boot_kind == "fast"
+    machine.write("run/claude-sandbox/early", "4000001\n")
+    machine.write("run/claude-sandbox/early.log", "claude-sandbox: said early\n")
+    machine.write("proc/sys/kernel/hostname", "the-base\n")  # systemd has read the old file
+    (machine.root / "mounted").unlink()
+    assert machine.boot() == "claude-sandbox: said early\n"
+    assert not (machine.root / "mounted").exists()
+    assert machine.read("proc/sys/kernel/hostname") == "lima-base\n"
+
+
+def test_the_unit_waits_for_what_has_begun(machine: Machine) -> None:
+    machine.write("run/claude-sandbox/early", "4000000\n")
+    machine.write("proc/4000000/stat", "")
+    timer = threading.Timer(0.7, lambda: shutil.rmtree(machine.root / "proc/4000000"))
+    timer.start()
+    begun = time.monotonic()
+    machine.boot()
+    assert time.monotonic() - begun > 0.6
+
+
+def test_an_early_init_that_was_cut_short_is_done_again(machine: Machine) -> None:
+    without_clock_script(machine)
+    machine.write("run/claude-sandbox/early", "4000001\n")
+    machine.boot()
+    assert machine.boot_kind == "fast" and machine.read("mounted")
+
+
+def test_an_early_init_hands_nothing_over(machine: Machine) -> None:
+    """There is no systemd yet that could start cloud-init."""
+    machine.change("meta-data", "instance-id", "instance-number")
+    assert machine.boot(None, "early") == ""
+    assert not (machine.root / "run/claude-sandbox/boot").exists()
+    machine.write("run/claude-sandbox/early", "4000001\n")
+    assert machine.boot().startswith("handover: ")
 
 
 def test_mounts_come_parents_first_whatever_their_order(machine: Machine) -> None:

@@ -19,17 +19,19 @@ REAL = f"""#!{sys.executable}
 import os, re, socket, sys
 line = " ".join(sys.argv[1:])
 if "CLAUDE_SANDBOX_MASTER" in os.environ:
-    control, state = os.environ["CLAUDE_SANDBOX_CONTROL"], os.environ["STATE"]
+    shared, state = os.environ["CLAUDE_SANDBOX_SHARED"], os.environ["STATE"]
     with open(state + ".log", "a") as log:
         print(line, file=log)
     if "-N" in sys.argv:
         if not os.path.exists(state):
             sys.exit(255)
-        socket.socket(socket.AF_UNIX).bind(control)
+        socket.socket(socket.AF_UNIX).bind(shared)
         sys.exit(0)
     if "-O" in sys.argv:
-        os.unlink(control)
+        os.unlink(shared)
         sys.exit(0)
+    if "grep" in sys.argv:
+        sys.exit(not os.path.exists(state + ".fast"))
     print("over", "master" if "-S" in sys.argv else "its own", sys.stdin.read())
     sys.exit(int(open(state).read()))
 if found := re.search(r"ConnectTimeout=(\\d+) .*-p (\\d+) 127.0.0.1 -- (\\S+)", line):
@@ -135,12 +137,17 @@ QUESTION = ("-o", "ControlMaster=no", "-o", "ControlPath=none", "-p", "1", "127.
 
 @pytest.fixture
 def state(found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A guest whose sshd answers as soon as this file is there, with the exit code in it."""
-    master = ("ssh", "-F", "a file", "-f", "-N", "lima-x")
-    for name, value in ssh_wait.through(Path("control"), master).items():
-        monkeypatch.setenv(name, value or "")
+    """A guest whose sshd answers as soon as this file is there, with the exit code in it. With state.fast our
+    init has set it up."""
+
+    def master(socket: Path) -> tuple[str, ...]:
+        return ("ssh", "-F", "a file", "-f", "-N", socket.name)
+
     monkeypatch.chdir(tmp_path)
+    for name, value in ssh_wait.through(Path(), Path("control"), master).items():
+        monkeypatch.setenv(name, value or "")
     monkeypatch.setenv("STATE", str(tmp_path / "state"))
+    (tmp_path / "state.fast").touch()
     return tmp_path / "state"
 
 
@@ -151,27 +158,56 @@ def log(state: Path) -> list[str]:
     return lines
 
 
-def test_the_first_question_opens_our_master_and_the_next_goes_over_it(state: Path) -> None:
+def test_the_first_question_opens_the_connection_and_the_next_goes_over_it(state: Path) -> None:
     threading.Timer(0.5, lambda: state.write_text("0")).start()
     assert ask(*QUESTION)[0] == "over master true\n"
     asked = log(state)
-    assert len(asked) > 2 and asked[-2] == "-o ConnectTimeout=1 -F a file -f -N lima-x"
-    assert asked[-1].startswith("-S control -o ControlMaster=no")
+    assert "-o ConnectTimeout=1 -F a file -f -N ssh.sock" in asked
+    assert sum(line.startswith("-F /dev/null -S ssh.sock -o ControlMaster=no") for line in asked) == 1
     assert ask(*QUESTION)[0] == "over master true\n"
     assert len(log(state)) == 1
 
 
-def test_a_no_ends_our_master(state: Path) -> None:
-    """The guest is not as far as a session must find it: the next question logs in anew."""
-    state.write_text("1")
-    ask(*QUESTION, code=1)
-    assert log(state)[-1] == "-S control -O exit 127.0.0.1"
+def test_our_place_leads_to_that_very_connection(state: Path) -> None:
+    """Not to one that Lima opens there later, which would hide the variables that we send."""
     state.write_text("0")
     ask(*QUESTION)
-    assert "-N" in log(state)[0]
+    here = state.parent
+    assert (here / "control").samefile(here / "ssh.sock")
+    (here / "ssh.sock").unlink()
+    (here / "ssh.sock").touch()
+    assert (here / "control").exists() and not (here / "control").samefile(here / "ssh.sock")
 
 
-def test_limas_own_master_stays_its_own(state: Path) -> None:
+@pytest.mark.parametrize("code", [0, 1])
+def test_in_a_boot_that_is_not_whole_each_question_logs_in_anew(state: Path, code: int) -> None:
+    """What is not there yet (groups, variables) would be missing in this connection for good."""
+    state.write_text(str(code))
+    state.with_name("state.fast").unlink()
+    ask(*QUESTION, code=code)
+    assert log(state)[-1] == "-F /dev/null -S ssh.sock -O exit 127.0.0.1"
+    assert not (state.parent / "control").is_symlink() and not (state.parent / "ssh.sock").exists()
+
+
+def test_a_no_ends_the_connection(state: Path) -> None:
+    state.write_text("1")
+    ask(*QUESTION, code=1)
+    assert log(state)[-1] == "-F /dev/null -S ssh.sock -O exit 127.0.0.1"
+    state.write_text("0")
+    ask(*QUESTION)
+    assert any("-N" in line for line in log(state))
+
+
+def test_what_an_earlier_boot_left_goes(tmp_path: Path) -> None:
+    for name in ("ssh.sock", "claude-sandbox.sock"):
+        (tmp_path / name).touch()
+    control = tmp_path / "control"
+    control.symlink_to(tmp_path / "claude-sandbox.sock")
+    ssh_wait.through(tmp_path, control, lambda socket: ("ssh", str(socket)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limas_own_question_finds_the_connection_at_its_place(state: Path) -> None:
     state.write_text("0")
     out, _ = ask(
         "-o", "ControlMaster=auto", "-o", 'ControlPath="/x/ssh.sock"', "-p", "1", "127.0.0.1", "--", "sh"
