@@ -30,13 +30,16 @@ from _claude_sandbox.run import TIMED_OUT, Command, Result, Runner, missing_prog
 KVM_DEVICE = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PROBE_SECONDS = 8.0
-SCHEMA = 1
+SCHEMA = 2
 
 # What Lima itself passes for TCG; given this way because it takes KVM whenever /dev/kvm is there.
 _TCG = "-accel tcg,thread=multi,tb-size=512 -cpu max"
-_QEMU: Mapping[str, tuple[str, str, str]] = {
-    "x86_64": ("qemu-system-x86_64", "QEMU_SYSTEM_X86_64", "q35,vmport=off"),
-    "aarch64": ("qemu-system-aarch64", "QEMU_SYSTEM_AARCH64", "virt"),
+# A CPU that says that its byte-wise string instructions are fast has the kernel clear and copy pages with
+# them. Emulated they are no faster for a byte than for eight (docs/performance.md).
+SLOW_STRINGS = ",erms=off,fsrm=off"
+_QEMU: Mapping[str, tuple[str, str, str, str]] = {
+    "x86_64": ("qemu-system-x86_64", "QEMU_SYSTEM_X86_64", "q35,vmport=off", _TCG + SLOW_STRINGS),
+    "aarch64": ("qemu-system-aarch64", "QEMU_SYSTEM_AARCH64", "virt", _TCG),
 }
 
 # 16-bit code at 0x7c00, then 64-bit; AT&T syntax beside the bytes.
@@ -102,7 +105,7 @@ def detect(runner: Runner) -> Accelerator:
     qemu = _QEMU.get(os.uname().machine)
     if qemu is None:  # nothing to run there: Lima's own rule
         return _no_device() if not KVM_DEVICE.exists() else Accelerator("kvm")
-    program, variable, _ = qemu
+    program, variable, *_ = qemu
     if value := os.environ.get(variable):  # the user chose, and Lima reads it too
         return Accelerator("tcg" if "tcg" in value else "kvm", reason=f"{variable} is set")
     if not KVM_DEVICE.exists():
@@ -127,7 +130,8 @@ def _macos() -> Accelerator:
 
 def _no_device() -> Accelerator:
     return Accelerator(
-        "tcg",  # Lima sees this by itself
+        "tcg",
+        _tcg_env(),
         reason="/dev/kvm is not there",
         remedy="Switch on virtualization in the firmware, or nested virtualization in the hypervisor "
         "that this machine runs on.",
@@ -175,7 +179,7 @@ def _try_kvm(runner: Runner) -> Accelerator:
 def probe(runner: Runner, accel: str = "kvm", cpu: str = "host") -> Result:
     """Run the test guest; judge the result with `probe_passed`."""
     machine = os.uname().machine
-    program, _, board = _QEMU[machine]
+    program, _, board, _ = _QEMU[machine]
     with tempfile.TemporaryDirectory(prefix="claude-sandbox-") as directory:
         image = Path(directory) / "probe"
         with image.open("wb") as file:
@@ -217,7 +221,7 @@ def probe_passed(result: Result) -> bool:
 
 def _tcg_env() -> dict[str, str | None]:
     qemu = _QEMU.get(os.uname().machine)
-    return {qemu[1]: f"{qemu[0]} -machine {qemu[2]} {_TCG}"} if qemu else {}
+    return {qemu[1]: f"{qemu[0]} -machine {qemu[2]} {qemu[3]}"} if qemu else {}
 
 
 def _state_file() -> Path:

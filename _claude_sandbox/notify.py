@@ -44,10 +44,11 @@ class UserSettings:
 
     def __init__(self, log: Log) -> None:
         self._log, self._stamp, self._settings = log, (-1, -1), Settings()
+        self._file = paths.config_file()  # looked for once: this is asked at each event
 
     def __call__(self) -> Settings:
         try:
-            info = os.stat(paths.config_file())
+            info = os.stat(self._file)
             stamp = (info.st_mtime_ns, info.st_size)
         except OSError:
             stamp = (0, 0)

@@ -92,7 +92,8 @@ class Plain:
         self.limactl = host.find_limactl(runner).path
         found = accel.detect(runner)
         self.accelerator = found.kind
-        self.start_env = {k: v for k, v in found.start_env.items() if v is not None}
+        # Without what we add for our own VMs: Lima's own words for its CPU.
+        self.start_env = {k: v.replace(accel.SLOW_STRINGS, "") for k, v in found.start_env.items() if v}
 
     def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         call([*self.prefix, self.limactl, *arguments], {"LIMA_HOME": str(self.home), **(env or {})})
