@@ -78,7 +78,10 @@ class Boxes:
                     del wanted[tag]
                     self._owner.vm_deleted(each.name)
             for tag in [tag for tag, box in self._boxes.items() if wanted.get(tag) != box.registration]:
-                await self._drop(self._boxes.pop(tag))
+                box = self._boxes.pop(tag)
+                await self._drop(box)
+                if tag not in wanted:  # deleted: the next sandbox of that name is another one
+                    self._owner.vm_deleted(box.registration.name)
             for tag, each in wanted.items():
                 if tag not in self._boxes:
                     await self._add(tag, each)

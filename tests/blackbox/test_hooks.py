@@ -146,6 +146,22 @@ def test_of_a_deleted_vm_nothing_is_kept(up: Play) -> None:
     assert list(hooks.registrations().iterdir()) == []
 
 
+def test_the_next_sandbox_of_a_deleted_one_s_name_begins_with_nothing(up: Play) -> None:
+    app = up.sandbox()
+    app.deliver(app.line("PermissionRequest.Bash"))
+    file = hooks.registrations() / f"{app.registration.tag}.json"
+    kept = file.read_bytes()
+    file.unlink()  # as `delete` does it
+    hooks.nudge()
+    assert up.session(app) == {}
+    file.write_bytes(kept)
+    hooks.nudge()
+    assert up.session(app) == {}
+    hooks.stop()
+    hooks.ensure()
+    assert up.session(app) == {}, "nor after a restart"
+
+
 def test_a_reply_closes_the_dialog_that_it_answers(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line("PermissionRequest.Bash"))
