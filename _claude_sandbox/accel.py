@@ -32,10 +32,11 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PROBE_SECONDS = 8.0
 SCHEMA = 2
 
-# What Lima itself passes for TCG; given this way because it takes KVM whenever /dev/kvm is there.
+# What Lima itself passes for TCG; given this way because it takes KVM whenever /dev/kvm is there, and for what
+# we add.
 _TCG = "-accel tcg,thread=multi,tb-size=512 -cpu max"
-# A CPU that says that its byte-wise string instructions are fast has the kernel clear and copy pages with
-# them. Emulated they are no faster for a byte than for eight (docs/performance.md).
+# Where a CPU says that its byte-wise string instructions are fast, the kernel clears and copies pages with them.
+# Emulated, a step for one byte costs as much as a step for eight (docs/performance.md).
 SLOW_STRINGS = ",erms=off,fsrm=off"
 _QEMU: Mapping[str, tuple[str, str, str, str]] = {
     "x86_64": ("qemu-system-x86_64", "QEMU_SYSTEM_X86_64", "q35,vmport=off", _TCG + SLOW_STRINGS),

@@ -120,6 +120,7 @@ class Server:
                 return
 
     async def _close(self, writer: asyncio.Task[None]) -> None:
+        self.boxes.watch()  # `stop-all` stops the VMs, then us at once: their sessions must not live on in the next boot
         await self.control.close()
         await self.boxes.close()
         await self.feed.close()

@@ -234,6 +234,17 @@ def test_a_vm_that_went_while_no_server_ran_has_no_session(up: Play) -> None:
     assert {up.session(app)["state"], up.session(gone)["state"]} == {"ended"}
 
 
+def test_a_server_that_stops_right_after_a_vm_has_seen_it_stop(up: Play) -> None:
+    """As `stop-all` does it. The VM's next boot has none of the old sessions."""
+    app = up.sandbox()
+    app.deliver(app.line("PermissionRequest.Bash"))
+    app.stops()
+    hooks.stop()
+    app.boots()
+    hooks.ensure()
+    assert up.session(app)["state"] == "ended"
+
+
 def test_a_server_of_another_version_is_replaced(up: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     old = parent()
     assert not hooks.ensure()
