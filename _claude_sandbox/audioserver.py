@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from _claude_sandbox import capture, daemon, remote, voice
+from _claude_sandbox import capture, daemon, processes, remote, voice
 from _claude_sandbox.audio import Desk, Limits, Line
 from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.guest import guest_script
@@ -65,7 +65,7 @@ class Server:
             lambda argv: spawn_group(Command(tuple(argv))), self._changed, log, limits or Limits()
         )
         self._open: dict[str, _Open] = {}
-        self._recording: dict[str, dict[str, float]] = {}
+        self._recording: dict[str, dict[str, Any]] = {}
         self._stop, self._look = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
@@ -125,7 +125,7 @@ class Server:
         grant, socket = grants[0], voice.socket_of(tag)
         # The newest session's command, asked for at each recording.
         line = Line(
-            grant.name, self._desk, lambda: capture.plan(max(held.grants, key=lambda g: g.started).command)
+            grant.name, self._desk, lambda: capture.plan(max(held.grants, key=lambda g: g.began).command)
         )
         held = _Open(line, grants, None)
         try:
@@ -155,7 +155,8 @@ class Server:
         if pid is None:
             self._recording.pop(name, None)
         else:
-            self._recording[name] = {"pid": pid, "started": time.time()}
+            known = processes.identity(pid)
+            self._recording[name] = known.to_json() if known else {}
         self._save()
         self._sign(name, pid is not None)
 
@@ -168,20 +169,15 @@ class Server:
 
 def _end_leftovers(log: Log) -> list[str]:
     """End capture programs of a server that was killed: it wrote down which ones ran, and for which VMs."""
-    import psutil
-
     left = (read_json(voice.state_file()) or {}).get("recording")
     for name, noted in (left if isinstance(left, dict) else {}).items():
-        with contextlib.suppress(psutil.Error, ProcessLookupError, KeyError, TypeError, ValueError):
-            pid = int(noted["pid"])
-            # The program started within the second in which that was written.
-            if (
-                pid > 1
-                and abs(psutil.Process(pid).create_time() - noted["started"]) < 2
-                and os.getpgid(pid) == pid
-            ):
-                os.killpg(pid, signal.SIGKILL)
-                log(f"{name}: ended a capture program that a killed server left (process {pid})")
+        known = processes.from_json(noted)
+        if known is None or known.pid <= 1 or not processes.same(known):
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(known.pid) == known.pid:
+                os.killpg(known.pid, signal.SIGKILL)
+                log(f"{name}: ended a capture program that a killed server left (process {known.pid})")
     return list(left) if isinstance(left, dict) else []
 
 

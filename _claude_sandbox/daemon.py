@@ -4,7 +4,7 @@
     worker   the server itself; its stdin is a pipe from the parent
 
 Whether one runs is told by the lock and by nothing else: the kernel drops it when both are gone. Before
-a signal the pid file is compared with the process (start time, command line), because process ids are
+a signal the pid file is compared with the process (processes.py, command line), because process ids are
 used again. Killed at any instant: a dead worker is started again by the parent; a worker whose parent
 died ends cleanly and starts a new one; what is left of both is a lock file without a lock.
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import __version__, run
+from _claude_sandbox import __version__, processes, run
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.files import is_locked, listens, lock, read_json, write_json
 from _claude_sandbox.run import Command
@@ -91,7 +91,7 @@ def running(daemon: Daemon) -> bool:
 
 
 def told(daemon: Daemon) -> dict[str, Any]:
-    """What the pid file says: pid, started, version, argv0; {} without one."""
+    """What the pid file says: identity (processes.py), version, argv0; {} without one."""
     return read_json(daemon.pid_file) or {}
 
 
@@ -155,19 +155,10 @@ def _gone(daemon: Daemon, timeout: float) -> bool:
 
 def _own_process(daemon: Daemon) -> int | None:
     """The parent's process id, only when that process is really it."""
-    import psutil
-
-    noted = told(daemon)
-    pid, started = noted.get("pid"), noted.get("started")
-    if type(pid) is not int or pid <= 1 or not isinstance(started, int | float):
+    known = processes.from_json(told(daemon))
+    if known is None or known.pid <= 1 or not processes.same(known):
         return None
-    try:
-        process = psutil.Process(pid)
-        # Two seconds: the time of the boot, to which it is relative, may be corrected meanwhile.
-        same = abs(process.create_time() - started) < 2 and daemon.verb in process.cmdline()
-    except psutil.Error:
-        return None
-    return pid if same else None
+    return known.pid if daemon.verb in (processes.arguments(known.pid) or ()) else None
 
 
 def _did_not_start(daemon: Daemon, why: str) -> HostSetupError:
@@ -260,17 +251,9 @@ def _take(daemon: Daemon) -> int | None:
 
 
 def _write_pid(daemon: Daemon) -> None:
-    import psutil
-
-    write_json(
-        daemon.pid_file,
-        {
-            "pid": os.getpid(),
-            "started": psutil.Process().create_time(),
-            "version": version(),
-            "argv0": sys.argv[0],
-        },
-    )
+    me = processes.identity(os.getpid())
+    assert me is not None
+    write_json(daemon.pid_file, {**me.to_json(), "version": version(), "argv0": sys.argv[0]})
 
 
 # -- inside: the worker --------------------------------------------------------------------------

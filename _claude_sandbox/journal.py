@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import paths
+from _claude_sandbox import paths, processes
 from _claude_sandbox.files import lock, read_json, write_json
 
 
@@ -63,30 +63,26 @@ class Journal:
         return Path(text) if isinstance(text, str) else None
 
     def note_child(self, pid: int) -> None:
-        """Remember the process that works on the VM, with its start time against reuse of the id."""
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            started = psutil.Process(pid).create_time()
-            write_json(self.path, {**(read_json(self.path) or {}), "child": pid, "child_started": started})
+        """Remember the process that works on the VM."""
+        found = processes.identity(pid)
+        if found is not None:
+            write_json(self.path, {**(read_json(self.path) or {}), "child": found.to_json()})
 
     def end_child(self) -> None:
         """End that process if it still runs: a limactl that outlived a killed claude-sandbox."""
-        import psutil
-
         data = read_json(self.path) or {}
-        pid, started = data.get("child"), data.get("child_started")
-        if not isinstance(pid, int) or not isinstance(started, int | float):
+        child = data.get("child")
+        if isinstance(child, int):  # an older version's
+            child = {"pid": child, "started": data.get("child_started")}
+        known = processes.from_json(child)
+        if known is None or not processes.same(known):
             return
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            process = psutil.Process(pid)
-            if abs(process.create_time() - started) > 1:
-                return
-            os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(known.pid, signal.SIGTERM)
             deadline = time.monotonic() + 5
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            while processes.same(known):
                 if time.monotonic() > deadline:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(known.pid, signal.SIGKILL)
                     break
                 time.sleep(0.05)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import hooks, paths
+from _claude_sandbox import hooks, paths, processes
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.run import Command, CommandNotFound, Runner
@@ -29,7 +29,6 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # What a notification daemon, and whoever raises a window, must know of the desktop.
 _DESKTOP = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR",
             "XDG_CURRENT_DESKTOP", "WINDOWID", "TERM_PROGRAM", "TERM", "SSH_CONNECTION")  # fmt: skip
-_SAME_START = 2.0  # seconds: psutil reckons a start from the clock, which may be put right meanwhile
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,6 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Process:
-    """A process that no other can be taken for: id, and start as seconds since 1970."""
-
-    pid: int
-    started: float
-
-
-@dataclass(frozen=True)
 class Record:
     """One launched Claude. `desktop` holds variables of the terminal that it was started from."""
 
@@ -59,7 +50,7 @@ class Record:
     sandbox: str
     project: str
     tmux: Place | None
-    ssh: Process
+    ssh: processes.Identity
     tty: str
     desktop: Mapping[str, str] = field(default_factory=dict)
     created_ns: int = 0
@@ -94,7 +85,7 @@ def recorded(
         try:
             file = _file(uuid)
             record = Record(
-                uuid, sandbox, project, _place(runner, sandbox), Process(pid, _started(pid)), _tty(),
+                uuid, sandbox, project, _place(runner, sandbox), _identity(pid), _tty(),
                 {name: os.environ[name] for name in _DESKTOP if os.environ.get(name)}, time.time_ns(),
             )  # fmt: skip
             write(record)
@@ -130,13 +121,11 @@ def _tty() -> str:
         return ""
 
 
-def _started(pid: int) -> float:
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error as error:
-        raise ClaudeSandboxError(f"its ssh ended at once ({error})") from error
+def _identity(pid: int) -> processes.Identity:
+    found = processes.identity(pid)
+    if found is None:
+        raise ClaudeSandboxError(f"its ssh ended at once (process {pid})")
+    return found
 
 
 def read(uuid: str) -> Record | None:
@@ -151,10 +140,12 @@ def _of(data: dict[str, Any] | None) -> Record | None:
     if data is None or data.get("schema") != SCHEMA:
         return None
     try:
-        place, ssh = data["tmux"], data["ssh"]
+        place, ssh = data["tmux"], processes.from_json(data["ssh"])
+        if ssh is None:
+            return None
         return Record(
             str(data["uuid"]), str(data["sandbox"]), str(data["project"]),
-            Place(**place) if place else None, Process(int(ssh["pid"]), float(ssh["started"])),
+            Place(**place) if place else None, ssh,
             str(data["tty"]), {str(k): str(v) for k, v in data["desktop"].items()}, int(data["created_ns"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -183,14 +174,7 @@ def of(uuid: str, sandbox: str) -> Record | None:
 
 def alive(record: Record) -> bool:
     """Whether the recorded ssh itself still runs, not another process with its number."""
-    import psutil
-
-    try:
-        process = psutil.Process(record.ssh.pid)
-        same = abs(process.create_time() - record.ssh.started) < _SAME_START
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return processes.same(record.ssh)
 
 
 def server(record: Record, runner: Runner) -> tuple[Tmux, Pane] | None:

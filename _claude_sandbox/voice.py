@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _claude_sandbox import capture, paths
+from _claude_sandbox import capture, paths, processes
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.files import read_json, write_json
 
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
 
 VERB = "_audio-server"
 SCHEMA = 1
-_SAME_START = 2.0  # seconds: psutil reckons a start from the clock, which may be put right meanwhile
 _TEXTS = ("name", "dir", "host", "ssh_config")
 
 
 @dataclass(frozen=True)
 class Grant:
-    """One session that may record. `pid`, `started`: the process that runs it; `command`: voice.command."""
+    """One session that may record. `process` runs it, since `began` (ns since 1970); `command`: voice.command."""
 
     tag: str  # of the instance
     name: str  # of the VM
@@ -38,8 +38,8 @@ class Grant:
     host: str  # the alias in ssh_config
     ssh_config: Path
     uid: int  # the user's in the guest
-    pid: int
-    started: float
+    process: processes.Identity
+    began: int
     command: tuple[str, ...] = ()
 
     @property
@@ -48,15 +48,15 @@ class Grant:
         return f"/run/user/{self.uid}/claude-audio.sock"
 
     def file(self) -> Path:
-        return grants() / f"{self.tag}.{self.pid}.json"
+        return grants() / f"{self.tag}.{self.process.pid}.json"
 
     def write(self) -> None:
-        value = {**vars(self), "schema": SCHEMA, "dir": str(self.dir), "ssh_config": str(self.ssh_config)}
-        write_json(self.file(), value)
+        texts = {"dir": str(self.dir), "ssh_config": str(self.ssh_config)}
+        write_json(self.file(), {**vars(self), **texts, "schema": SCHEMA, "process": self.process.to_json()})
 
     def held(self) -> bool:
         """Whether that very process lives."""
-        return abs((_started(self.pid) or 0) - self.started) < _SAME_START
+        return processes.same(self.process)
 
 
 def directory() -> Path:
@@ -74,7 +74,7 @@ def socket_of(tag: str) -> Path:
 
 
 def state_file() -> Path:
-    """Who records now: {"recording": {VM name: {"pid", "started"}}}."""
+    """Who records now: {"recording": {VM name: a process's identity}}."""
     return directory() / "state.json"
 
 
@@ -101,28 +101,18 @@ def _read(file: Path) -> Grant | None:
     """None for anything but what `Grant.write` writes."""
     value = read_json(file) or {}
     texts: list[Any] = [value.get(key) for key in _TEXTS]
-    numbers: list[Any] = [value.get(key) for key in ("uid", "pid", "started")]
-    command = value.get("command")
+    uid, began, command = value.get("uid"), value.get("began", 0), value.get("command")
+    # A version before processes.py wrote "pid" and "started" beside the rest.
+    process = processes.from_json(value.get("process", value))
     if value.get("schema") != SCHEMA or not all(isinstance(text, str) and text for text in texts):
         return None
-    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(command, list):
+    if process is None or type(uid) is not int or type(began) is not int or not isinstance(command, list):
         return None
     name, folder, host, ssh_config = texts
-    uid, pid, started = numbers
     return Grant(
-        file.name.partition(".")[0], name, Path(folder), host, Path(ssh_config), int(uid), int(pid),
-        float(started), tuple(map(str, command)),
+        file.name.partition(".")[0], name, Path(folder), host, Path(ssh_config), uid, process,
+        began, tuple(map(str, command)),
     )  # fmt: skip
-
-
-def _started(pid: int) -> float | None:
-    """When that process started (seconds since 1970); None when it is gone."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
 
 
 # -- a session -----------------------------------------------------------------------------------
@@ -133,9 +123,11 @@ def granted(
     instance: Instance, *, uid: int, command: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[None]:
     """Around a session that may record. Trouble is a warning, never a stop."""
+    me = processes.identity(os.getpid())
+    assert me is not None
     grant = Grant(
         instance.tag, instance.name, instance.dir, instance.ssh_host, instance.ssh_config, uid,
-        os.getpid(), _started(os.getpid()) or 0.0, tuple(command),
+        me, time.time_ns(), tuple(command),
     )  # fmt: skip
     try:
         grant.write()

@@ -19,7 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
     ("errors", "remote", "runtime"),
     # 1 the host: where things live, processes, files
-    ("paths", "run", "files", "progress", "hookevent"),
+    ("paths", "run", "files", "progress", "hookevent", "processes"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
      "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),

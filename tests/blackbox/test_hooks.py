@@ -22,7 +22,7 @@ import pytest
 from box import ROOT, short_directory
 from hookplay import PATIENCE, Guest, Play, connect, read_answer, request, wait_for
 
-from _claude_sandbox import daemon, eventlog, hooks
+from _claude_sandbox import daemon, eventlog, hooks, processes
 from _claude_sandbox.errors import ClaudeSandboxError
 
 
@@ -290,21 +290,29 @@ def test_a_stale_pid_file_harms_nothing(play: Play, noted: str | None) -> None:
 
 def test_a_process_that_only_has_the_number_gets_no_signal(up: Play) -> None:
     bystander = subprocess.Popen(["sleep", "600"])
+    # Another server of ours, of another directory say, that got the number: the verb alone is not enough.
+    double = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", hooks.VERB])
     try:
         file = hooks.daemon().pid_file
         noted = json.loads(file.read_text())
+        known = processes.identity(bystander.pid)
+        assert known is not None
+        older = {"pid": double.pid, "started": psutil.Process(double.pid).create_time() - 60}
         for lie in (
-            {"pid": bystander.pid},
-            {"pid": bystander.pid, "started": psutil.Process(bystander.pid).create_time()},
+            {**noted, "pid": bystander.pid},
+            {**noted, **known.to_json()},
+            {**noted, "pid": double.pid},
+            older,
         ):
-            file.write_text(json.dumps({**noted, **lie}))
+            file.write_text(json.dumps(lie))
             with pytest.raises(ClaudeSandboxError, match="does not stop"):
                 daemon.stop(hooks.daemon(), ask_to_stop=_say_nothing, timeout=0.2)
-        assert bystander.poll() is None
+        assert bystander.poll() is None and double.poll() is None
         file.write_text(json.dumps(noted))
     finally:
-        bystander.kill()
-        bystander.wait()
+        for each in (bystander, double):
+            each.kill()
+            each.wait()
 
 
 def _say_nothing() -> None:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from _claude_sandbox import audiosign, daemon, lima, voice
+from _claude_sandbox import audiosign, daemon, lima, processes, voice
 from _claude_sandbox.audio import Limits
 from _claude_sandbox.audioserver import Server
 from _claude_sandbox.capture import Plan
@@ -45,10 +46,18 @@ def session() -> Iterator[subprocess.Popen[bytes]]:
 def grant(home: Path, pid: int, *, name: str = "claude-sandbox-app", command: tuple[str, ...] = ()) -> Grant:
     where = home / ".lima" / name
     where.mkdir(parents=True, exist_ok=True)
-    started = voice._started(pid)
-    assert started is not None
+    process = processes.identity(pid)
+    assert process is not None
     made = Grant(
-        lima.tag(where), name, where, f"lima-{name}", where / "ssh.config", 501, pid, started, command
+        lima.tag(where),
+        name,
+        where,
+        f"lima-{name}",
+        where / "ssh.config",
+        501,
+        process,
+        time.time_ns(),
+        command,
     )
     made.write()
     return made
@@ -200,20 +209,23 @@ def test_what_a_killed_server_left_is_ended(home: Path) -> None:
     ground = Ground()
     with (
         subprocess.Popen(["sleep", "600"], process_group=0) as left,
+        subprocess.Popen(["sleep", "600"], process_group=0) as old,
         subprocess.Popen(["sleep", "600"]) as other,
     ):
+        known = processes.identity(left.pid)
+        assert known is not None
         recording = {
-            "claude-sandbox-app": {"pid": left.pid, "started": time.time()},
-            "claude-sandbox-b": {
-                "pid": other.pid,
-                "started": 1.0,
-            },  # the process id belongs to another by now
+            "claude-sandbox-app": known.to_json(),
+            "claude-sandbox-old": {"pid": old.pid, "started": time.time()},  # by an older version
+            # the process id belongs to another by now
+            "claude-sandbox-b": {"pid": other.pid, "started": 1.0},
+            "claude-sandbox-d": {**known.to_json(), "pid": other.pid},
             "claude-sandbox-c": {"pid": "x"},
         }
         write_json(voice.state_file(), {"schema": 1, "recording": recording})
 
         async def test(_server: Server) -> None:
-            await until(lambda: left.poll() is not None)
+            await until(lambda: left.poll() is not None and old.poll() is not None)
             assert other.poll() is None
             assert ("claude-sandbox-app", False) in ground.signs
             assert voice.recording() == []
@@ -234,8 +246,24 @@ def test_a_grant_of_another_process_with_that_id_is_none(
 ) -> None:
     given = grant(home, session.pid)
     value = json.loads(given.file().read_text())
-    given.file().write_text(json.dumps({**value, "started": value["started"] - 100}))
+    process = value["process"]
+    given.file().write_text(json.dumps({**value, "process": {**process, "start": process["start"] - 100}}))
     assert voice.all_held() == []
+
+
+def test_a_grant_outlives_a_step_of_the_clock_and_an_update(
+    home: Path, session: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = grant(home, session.pid)
+    value = json.loads(given.file().read_text())
+    del value["process"]
+    older = {**value, "pid": session.pid, "started": psutil.Process(session.pid).create_time()}
+    given.file().write_text(json.dumps(older))  # as the version before this one wrote it
+    assert [each.process for each in voice.all_held()] == [given.process]
+    given.write()
+    true = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: true(self) + 120)
+    assert given.held() and voice.all_held() == [given]
 
 
 # -- the real process ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from _claude_sandbox import journal, paths
@@ -74,16 +75,28 @@ def test_a_stubborn_child_is_killed(begun: Journal, monkeypatch: pytest.MonkeyPa
         process.communicate()
 
 
-@pytest.mark.parametrize("shift", [-3600, -5, 5, 3600])
+@pytest.mark.parametrize("shift", [-3600, -1, 1, 3600])
 def test_a_process_that_got_the_same_id_later_is_left_alone(
-    begun: Journal, child: subprocess.Popen[bytes], shift: float
+    begun: Journal, child: subprocess.Popen[bytes], shift: int
 ) -> None:
     begun.note_child(child.pid)
     data = read_json(begun.path) or {}
-    write_json(begun.path, {**data, "child_started": data["child_started"] + shift})
+    known = data["child"]
+    older = {"child": child.pid, "child_started": psutil.Process(child.pid).create_time() + 5 * shift}
+    for later in ({"child": {**known, "start": known["start"] + shift}}, older):
+        write_json(begun.path, {**data, **later})
+        begun.end_child()
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.2)
+
+
+def test_the_child_in_an_older_version_s_journal_is_ended(
+    begun: Journal, child: subprocess.Popen[bytes]
+) -> None:
+    started = psutil.Process(child.pid).create_time()
+    write_json(begun.path, {"version": 1, "child": child.pid, "child_started": started})
     begun.end_child()
-    with pytest.raises(subprocess.TimeoutExpired):
-        child.wait(0.2)
+    assert child.wait(10) == -15
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from recording import Recorder, failed
 from tmux_server import Server, server, until
 
-from _claude_sandbox import notice, notifiers, notify, panes, paths, reply
+from _claude_sandbox import notice, notifiers, notify, panes, paths, processes, reply
 from _claude_sandbox.attention import Session, Transition, step
 from _claude_sandbox.hookevent import Event
 from _claude_sandbox.notice import Key, Notice
@@ -344,10 +344,9 @@ def test_a_click_on_what_has_no_terminal_says_the_way(home: Path) -> None:
 def test_the_environment_comes_from_the_newest_session_where_ours_has_no_bus(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import psutil
-
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
-    me = panes.Process(os.getpid(), psutil.Process().create_time())
+    me = processes.identity(os.getpid())
+    assert me is not None
     for number, desktop in enumerate(
         [{"DISPLAY": ":1"}, {"DISPLAY": ":2"}, {"DISPLAY": ":3", "SSH_CONNECTION": "x"}]
     ):

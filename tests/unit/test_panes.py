@@ -7,14 +7,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from recording import Recorder
 from tmux_server import UUID, Server, server, until
 
-from _claude_sandbox import bring, panes, reply
+from _claude_sandbox import bring, panes, processes, reply
 from _claude_sandbox.attention import Session
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotFoundError
-from _claude_sandbox.panes import Process, Record
+from _claude_sandbox.panes import Record
+from _claude_sandbox.processes import Identity
 from _claude_sandbox.run import LocalRunner
 
 __all__ = ["server"]
@@ -68,15 +70,22 @@ def test_a_record_that_cannot_be_written_is_a_warning(home: Path, recorder: Reco
     assert len(told) == 1 and panes.read("../x") is None
 
 
-def test_what_a_killed_launch_left_is_known_as_stale_and_removed(home: Path) -> None:
+def test_what_a_killed_launch_left_is_known_as_stale_and_removed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = subprocess.Popen(["sleep", "60"])
-    born = time.time()
-    panes.write(Record(UUID.format(1), "vm", "/p", None, Process(gone.pid, born), ""))
+    known = processes.identity(gone.pid)
+    assert known is not None
+    panes.write(Record(UUID.format(1), "vm", "/p", None, known, ""))
     panes.write(
-        Record(UUID.format(2), "vm", "/p", None, Process(os.getpid(), 1.0), "")
-    )  # another process's number
+        Record(UUID.format(2), "vm", "/p", None, Identity(os.getpid(), "", 1), "")
+    )  # another's number
     (panes.directory() / f"{UUID.format(3)}.json").write_text("{")
     assert [record.uuid for record in panes.everything()] == [UUID.format(1)]
+    true = psutil.Process.create_time
+    for step in (-3600.0, 3.0, 120.0):  # the host's clock is put right
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self, step=step: true(self) + step)
+        assert panes.of(UUID.format(1), "vm") and len(panes.everything()) == 1
     gone.kill()
     gone.wait()
     assert panes.everything() == [] and list(panes.directory().iterdir()) == []
@@ -115,7 +124,7 @@ def test_without_tmux_the_terminal_s_last_key_counts(home: Path) -> None:
     import pty
 
     master, slave = pty.openpty()
-    record = Record(UUID.format(1), "vm", "/p", None, Process(os.getpid(), 0), os.ttyname(slave))
+    record = Record(UUID.format(1), "vm", "/p", None, Identity(os.getpid(), "", 0), os.ttyname(slave))
     now = time.time()
     os.utime(record.tty, (now, now))
     assert panes.looked_at(record, RUNNER)
@@ -123,7 +132,7 @@ def test_without_tmux_the_terminal_s_last_key_counts(home: Path) -> None:
     assert not panes.looked_at(record, RUNNER)
     os.close(master)
     os.close(slave)
-    assert not panes.looked_at(Record(UUID.format(1), "vm", "/p", None, Process(1, 0), ""), RUNNER)
+    assert not panes.looked_at(Record(UUID.format(1), "vm", "/p", None, Identity(1, "", 0), ""), RUNNER)
 
 
 # -- going there -----------------------------------------------------------------------------------
@@ -162,14 +171,14 @@ def test_a_pane_that_is_gone(server: Server) -> None:
 
 def test_a_window_is_raised_by_its_number(recorder: Recorder) -> None:
     record = Record(
-        UUID.format(1), "vm", "/p", None, Process(1, 0), "", {"WINDOWID": "12345", "DISPLAY": ":1"}
+        UUID.format(1), "vm", "/p", None, Identity(1, "", 0), "", {"WINDOWID": "12345", "DISPLAY": ":1"}
     )
     assert bring.bring(record, recorder).raised
     [call] = recorder.calls
     assert call.argv == ("wmctrl", "-i", "-a", "0x3039") and call.command.env["DISPLAY"] == ":1"
     for odd in ({"WINDOWID": "-1; id", "DISPLAY": ":1"}, {"WINDOWID": "5"}, {}):
         assert not bring.bring(
-            Record(UUID.format(1), "vm", "/p", None, Process(1, 0), "", odd), recorder
+            Record(UUID.format(1), "vm", "/p", None, Identity(1, "", 0), "", odd), recorder
         ).raised
     assert len(recorder.calls) == 1
 
@@ -267,14 +276,10 @@ def test_the_user_s_own_shell_never_gets_it(server: Server) -> None:
 
 
 def test_without_tmux_it_is_said_what_to_do(home: Path) -> None:
-    record = Record(UUID.format(1), "vm", "/p", None, Process(os.getpid(), 0), "/dev/pts/9")
-    import psutil
-
-    panes.write(
-        Record(
-            record.uuid, "vm", "/p", None, Process(os.getpid(), psutil.Process().create_time()), record.tty
-        )
-    )
+    record = Record(UUID.format(1), "vm", "/p", None, Identity(os.getpid(), "", 0), "/dev/pts/9")
+    me = processes.identity(os.getpid())
+    assert me is not None
+    panes.write(Record(record.uuid, "vm", "/p", None, me, record.tty))
     refused(record, "/dev/pts/9 without tmux")
     panes.directory().joinpath(f"{record.uuid}.json").unlink()
     with pytest.raises(SandboxNotFoundError, match="No terminal of this host"):

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 from box import short_directory
 
-from _claude_sandbox import panes
-from _claude_sandbox.panes import Place, Process, Record
+from _claude_sandbox import panes, processes
+from _claude_sandbox.panes import Place, Record
 
 UUID = "11111111-2222-4333-8444-5555555555{:02d}"
 
@@ -130,7 +129,8 @@ class Server:
         pid = pid or self.pid(pane)
         server = int(self.tmux("display-message", "-p", "#{pid}"))
         place = Place(str(self.socket), server, pane, "main", False)
-        process = Process(pid, psutil.Process(pid).create_time())
+        process = processes.identity(pid)
+        assert process is not None
         record = Record(
             UUID.format(self.made), sandbox, "/work/app", place, process, "", desktop, time.time_ns()
         )
