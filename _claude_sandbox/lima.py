@@ -334,10 +334,15 @@ def reword(text: str, lines: int = 6) -> str:
 
 
 def tag(directory: Path) -> str:
-    """Of an instance directory: 12 hexadecimal digits."""
+    """Of an instance directory: 12 hexadecimal digits, the same through whatever symlink it is reached."""
+    return tag_as_written(Path(os.path.realpath(directory)))
+
+
+def tag_as_written(directory: Path) -> str:
+    """As older versions made it."""
     import hashlib
 
-    return hashlib.sha256(str(directory).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]
 
 
 def alive(directory: Path) -> bool:

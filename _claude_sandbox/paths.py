@@ -37,6 +37,12 @@ def token_file() -> Path:
 
 
 def lima_home() -> Path:
+    """Without symlinks, as Lima itself takes it (pkg/limatype/dirnames, filepath.EvalSymlinks): a VM has one path."""
+    return Path(os.path.realpath(lima_home_as_written()))
+
+
+def lima_home_as_written() -> Path:
+    """As older versions took it. For what they left under names that depend on it."""
     return Path(os.environ.get("LIMA_HOME") or home() / ".lima")
 
 

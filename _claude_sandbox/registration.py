@@ -5,6 +5,8 @@ The server reads all of them when it starts, so it needs no memory of its own: a
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +67,25 @@ class Registration:
             value["name"], Path(value["dir"]), value["project"], value["host"], Path(value["ssh_config"]),
             value["uid"], value.get("voice") is True,
         )  # fmt: skip
-        return found if file.stem == found.tag else None
+        return found if file.stem in (found.tag, lima.tag_as_written(found.dir)) else None
 
 
 def all_in(directory: Path) -> list[Registration]:
-    """Every readable one, by name."""
+    """Every readable one, by name; one for each VM.
+
+    Before an update a VM behind a symlink may have had two: what is not under the VM's tag gets its name, or
+    goes if there is one.
+    """
+    for file in directory.glob("*.json"):
+        older = Registration.read(file)
+        if older is not None and file.stem != older.tag:
+            _rename(file, directory / f"{older.tag}.json")
     found = [each for file in directory.glob("*.json") if (each := Registration.read(file))]
     return sorted(found, key=lambda each: each.name)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """By a second name: never over one that is there."""
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        os.link(old, new)
+    old.unlink(missing_ok=True)

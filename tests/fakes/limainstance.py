@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from limaconfig import Document
 
-HOME = Path(os.environ.get("LIMA_HOME") or Path(os.environ["HOME"]) / ".lima")
+# As dirnames.LimaDir: filepath.EvalSymlinks of a directory that is there.
+_WRITTEN = os.environ.get("LIMA_HOME") or os.environ["HOME"] + "/.lima"
+HOME = Path(os.path.realpath(_WRITTEN) if os.path.exists(_WRITTEN) else _WRITTEN)
 VERSION = os.environ.get("FAKE_LIMA_VERSION", "2.2.0")
 NAME = re.compile(r"^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$")
 UNIX_PATH_MAX = 108
