@@ -21,11 +21,11 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import __version__, run
+from _claude_sandbox import __version__, run, runtime
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.files import is_locked, listens, lock, read_json, write_json
 from _claude_sandbox.run import Command
@@ -140,6 +140,33 @@ def stop(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = ST
     )
 
 
+def former(daemon: Daemon) -> list[Daemon]:
+    """The same server of the last release, if it runs for this HOME and LIMA_HOME.
+
+    It lives where all HOMEs of a user shared one directory (`runtime.former`).
+    """
+    found = []
+    for place in runtime.former():
+        directory = Path(place) / daemon.directory.name
+        old = replace(daemon, directory=directory, socket=directory / daemon.socket.name)
+        with contextlib.suppress(OSError):
+            private = runtime.is_private(place) and runtime.is_private(str(directory))
+            if private and held(old) and _serves_us(old):
+                found.append(old)
+    return found
+
+
+def _serves_us(daemon: Daemon) -> bool:
+    """By the environment of the process that its pid file names; False when that cannot be read."""
+    import psutil
+
+    try:
+        environ = psutil.Process(told(daemon)["pid"]).environ()
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+    return runtime.key(environ) == runtime.key()
+
+
 def _is_current(daemon: Daemon) -> bool:
     return held(daemon) and told(daemon).get("version") == version()
 
@@ -199,7 +226,8 @@ def supervise(daemon: Daemon) -> int:
     try:
         return parent.keep_alive()
     finally:
-        daemon.pid_file.unlink(missing_ok=True)
+        if has_place(daemon, fd):
+            daemon.pid_file.unlink(missing_ok=True)
         os.close(fd)
 
 
@@ -257,6 +285,15 @@ def _take(daemon: Daemon) -> int | None:
         time.sleep(0.02)
     os.close(fd)
     return None
+
+
+def has_place(daemon: Daemon, fd: int) -> bool:
+    """Whether the lock file is the one that `fd` holds. When it is not, somebody removed the directory (a
+    cleaner of /tmp, `uninstall`): nobody finds this server any more, and another one may run."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(daemon.lock_file))
+    except OSError:
+        return False
 
 
 def _write_pid(daemon: Daemon) -> None:
