@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import sys
@@ -35,18 +36,39 @@ LOG_LIMIT = 1 << 20  # bytes; as much again in the rotated one
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between two starts of a worker that crashes
 LIVED = 10.0  # seconds after which a worker's end is no failed start
 TRIES = 12  # failed starts in a row, then the parent gives up (about 3 minutes)
+# Files of a wheel's package that a checkout has beside it: no server reads them.
+ELSEWHERE = ("hook.sh", "tools-vm.yaml")
 # What a server that outlives a command must not keep: logins and Claude's own variables.
 _SECRET = ("ANTHROPIC_", "CLAUDE_CODE_", "CLAUDECODE")
 
 
+@functools.cache
 def version() -> str:
-    """Ours, with a sum over the program's files: a checkout changes without a new number."""
-    sources = sorted(
-        (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
-        for entry in os.scandir(Path(__file__).parent)
-        if entry.name.endswith(".py")
-    )
-    return f"{__version__}+{zlib.crc32(repr(sources).encode()):08x}"
+    """Ours, with a sum over the program's files: a checkout changes without a new number.
+
+    Over what is in them, so that the same code is the same however it was installed, and looked at once in
+    a process: a program that goes on over an update is still the old one. 5 ms.
+    """
+    package = Path(__file__).parent
+    total = 0
+    for name in sorted(_sources(str(package))):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32((package / name).read_bytes(), total)
+    return f"{__version__}+{total:08x}"
+
+
+def _sources(package: str, below: str = "") -> Iterator[str]:
+    """What belongs to the program, by its path in the package: not what Python, editors or the Finder leave."""
+    for entry in os.scandir(f"{package}/{below}"):
+        name = entry.name
+        if name.startswith(".") or name.endswith(("~", ".pyc")) or name == "__pycache__":
+            continue
+        if not below and name in ELSEWHERE:
+            continue
+        if entry.is_dir():
+            yield from _sources(package, f"{below}{name}/")
+        elif entry.is_file():
+            yield below + name
 
 
 def own_command(verb: str, *arguments: str) -> Command:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from box import Box
 
@@ -72,6 +74,46 @@ def test_switched_off_nothing_listens(made: Box) -> None:
     assert "CLAUDE_HOOKS_SOCKET" not in made.claude_runs(APP)[-1]["env"]
     assert registrations(made) == []
     assert made.run("status", "--json").json()["hooks_server"] == "Not running"
+
+
+SECRETS = {
+    "ANTHROPIC_API_KEY": "sk-ant-api03-canary",
+    "ANTHROPIC_AUTH_TOKEN": "canary-auth",
+    "ANTHROPIC_CUSTOM_HEADERS": "Authorization: canary-header",
+    "CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-canary",
+    "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE": "canary-phrase",
+    "CLAUDECODE": "1",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+@pytest.mark.parametrize("how", ["launch", "restart-hooks"])
+def test_a_server_keeps_no_login_in_its_environment(made: Box, how: str) -> None:
+    """It outlives the command that started it by days: parent, worker, and the ssh that leads into the guest."""
+    assert made.run(env=ON).code == 0  # it is registered
+    assert made.run("restart-hooks" if how != "launch" else "stop-all", env={**ON, **SECRETS}).code == 0
+    if how == "launch":
+        assert (ended := made.run(env={**ON, **SECRETS})).code == 0, ended.text
+    pid_file = made.runtime_dir() / "hooks" / "server.pid"
+    until(pid_file.exists)
+    parent = psutil.Process(json.loads(pid_file.read_text())["pid"])
+    seen: dict[str, str] = {}
+
+    def looked_at() -> bool:
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error, OSError):
+                words = " ".join(process.cmdline())
+                environ = Path(f"/proc/{process.pid}/environ").read_bytes().decode()
+                seen["ssh" if " -R " in words else "worker" if "--worker" in words else "parent"] = (
+                    words + environ
+                )
+        return {"parent", "worker", "ssh"} <= {*seen}
+
+    until(looked_at)
+    for which, text in seen.items():
+        assert f"HOME={made.home}" in text, "it is really read"
+        for name, value in SECRETS.items():
+            assert name not in text and (value not in text or value == "1"), which
 
 
 def test_a_server_that_cannot_be_started_does_not_stop_claude(made: Box) -> None:
