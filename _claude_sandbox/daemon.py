@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import __version__, processes, run
+from _claude_sandbox import __version__, processes, run, runtime
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.files import is_locked, listens, lock, read_json, write_json
 from _claude_sandbox.run import Command
@@ -35,18 +36,39 @@ LOG_LIMIT = 1 << 20  # bytes; as much again in the rotated one
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between two starts of a worker that crashes
 LIVED = 10.0  # seconds after which a worker's end is no failed start
 TRIES = 12  # failed starts in a row, then the parent gives up (about 3 minutes)
+# Files of a wheel's package that a checkout has beside it: no server reads them.
+ELSEWHERE = ("hook.sh", "tools-vm.yaml")
 # What a server that outlives a command must not keep: logins and Claude's own variables.
 _SECRET = ("ANTHROPIC_", "CLAUDE_CODE_", "CLAUDECODE")
 
 
+@functools.cache
 def version() -> str:
-    """Ours, with a sum over the program's files: a checkout changes without a new number."""
-    sources = sorted(
-        (entry.name, entry.stat().st_mtime_ns, entry.stat().st_size)
-        for entry in os.scandir(Path(__file__).parent)
-        if entry.name.endswith(".py")
-    )
-    return f"{__version__}+{zlib.crc32(repr(sources).encode()):08x}"
+    """Ours, with a sum over the program's files: a checkout changes without a new number.
+
+    Over what is in them, so that the same code is the same however it was installed, and looked at once in
+    a process: a program that goes on over an update is still the old one. 5 ms.
+    """
+    package = Path(__file__).parent
+    total = 0
+    for name in sorted(_sources(str(package))):
+        total = zlib.crc32(name.encode(), total)
+        total = zlib.crc32((package / name).read_bytes(), total)
+    return f"{__version__}+{total:08x}"
+
+
+def _sources(package: str, below: str = "") -> Iterator[str]:
+    """What belongs to the program, by its path in the package: not what Python, editors or the Finder leave."""
+    for entry in os.scandir(f"{package}/{below}"):
+        name = entry.name
+        if name.startswith(".") or name.endswith(("~", ".pyc")) or name == "__pycache__":
+            continue
+        if not below and name in ELSEWHERE:
+            continue
+        if entry.is_dir():
+            yield from _sources(package, f"{below}{name}/")
+        elif entry.is_file():
+            yield below + name
 
 
 def own_command(verb: str, *arguments: str) -> Command:
@@ -140,6 +162,33 @@ def stop(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = ST
     )
 
 
+def former(daemon: Daemon) -> list[Daemon]:
+    """The same server of the last release, if it runs for this HOME and LIMA_HOME.
+
+    It lives where all HOMEs of a user shared one directory (`runtime.former`).
+    """
+    found = []
+    for place in runtime.former():
+        directory = Path(place) / daemon.directory.name
+        old = replace(daemon, directory=directory, socket=directory / daemon.socket.name)
+        with contextlib.suppress(OSError):
+            private = runtime.is_private(place) and runtime.is_private(str(directory))
+            if private and held(old) and _serves_us(old):
+                found.append(old)
+    return found
+
+
+def _serves_us(daemon: Daemon) -> bool:
+    """By the environment of the process that its pid file names; False when that cannot be read."""
+    import psutil
+
+    try:
+        environ = psutil.Process(told(daemon)["pid"]).environ()
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+    return runtime.key(environ) == runtime.key()
+
+
 def _is_current(daemon: Daemon) -> bool:
     return held(daemon) and told(daemon).get("version") == version()
 
@@ -190,7 +239,8 @@ def supervise(daemon: Daemon) -> int:
     try:
         return parent.keep_alive()
     finally:
-        daemon.pid_file.unlink(missing_ok=True)
+        if has_place(daemon, fd):
+            daemon.pid_file.unlink(missing_ok=True)
         os.close(fd)
 
 
@@ -248,6 +298,15 @@ def _take(daemon: Daemon) -> int | None:
         time.sleep(0.02)
     os.close(fd)
     return None
+
+
+def has_place(daemon: Daemon, fd: int) -> bool:
+    """Whether the lock file is the one that `fd` holds. When it is not, somebody removed the directory (a
+    cleaner of /tmp, `uninstall`): nobody finds this server any more, and another one may run."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(daemon.lock_file))
+    except OSError:
+        return False
 
 
 def _write_pid(daemon: Daemon) -> None:

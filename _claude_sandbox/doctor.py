@@ -217,6 +217,8 @@ def _hooks_server() -> Check:
     name, remedy = "hooks server", "claude-sandbox restart-hooks"
     if importlib.util.find_spec("aiohttp") is None:
         return Check(name, False, "the Python package aiohttp is missing", "install claude-sandbox anew")
+    if daemon.former(hooks.daemon()):
+        return Check(name, None, "one of the last release runs; the next Claude replaces it", remedy)
     if not hooks.running():
         return Check(name, True, "does not run; it is started when a sandbox needs it")
     if not daemon.running(hooks.daemon()):

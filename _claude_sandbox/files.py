@@ -108,6 +108,13 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def unlink_own(path: Path, made: os.stat_result | None) -> None:
+    """Remove `path` if it still is the file that was `made` there: another server's socket stays."""
+    with contextlib.suppress(OSError):
+        if made is not None and os.path.samestat(made, path.lstat()):
+            path.unlink()
+
+
 def listens(path: Path) -> bool:
     """Whether somebody listens on a unix socket."""
     import socket

@@ -6,10 +6,11 @@ Imported by the hooks server only.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from _claude_sandbox.files import unlink_own
 
 BEHIND = 1 << 20  # bytes; a reader that is so far behind is dropped
 READERS = 64
@@ -22,6 +23,7 @@ class Feed:
         self.path, self._greeting = path, greeting
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._made: os.stat_result | None = None  # the socket
 
     async def start(self) -> None:
         """Raises OSError."""
@@ -31,14 +33,14 @@ class Feed:
             self._server = await asyncio.start_unix_server(self._serve, str(self.path), backlog=READERS)
         finally:
             os.umask(before)
+        self._made = self.path.lstat()
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
         for writer in list(self._writers):
             writer.close()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        unlink_own(self.path, self._made)
 
     def publish(self, lines: Iterable[bytes]) -> None:
         """Hand lines to every reader; never waits for one."""

@@ -7,6 +7,7 @@ costs time is imported where it is used. The server itself is hookserver.py.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ def directory() -> Path:
 
 def state_directory() -> Path:
     """The event log, state.json and the server's log."""
-    return paths.private_dir(paths.state_dir() / "hooks")
+    return paths.servers_dir("hooks")
 
 
 def intake_socket(tag: str) -> Path:
@@ -66,7 +67,7 @@ def daemon() -> Daemon:
 
 def running() -> bool:
     """Whether it lives: one look at its lock."""
-    return is_locked(Path(paths.runtime_dir()) / "hooks" / "server.lock")
+    return is_locked(paths.runtime_dir() / "hooks" / "server.lock")
 
 
 def ensure() -> bool:
@@ -80,7 +81,24 @@ def stop() -> bool:
     """Whether there was one. Raises ClaudeSandboxError when it does not stop."""
     from _claude_sandbox import daemon as daemons
 
-    return daemons.stop(daemon(), ask_to_stop=_ask_to_stop)
+    replaced = stop_former()
+    return daemons.stop(daemon(), ask_to_stop=_ask_to_stop) or replaced
+
+
+def stop_former() -> bool:
+    """Stop our server of the last release, and take the registrations of our sandboxes from where it had
+    them: two servers of one sandbox would notify twice. Whether there was one. Raises ClaudeSandboxError."""
+    from _claude_sandbox import daemon as daemons
+    from _claude_sandbox import registration, runtime
+
+    found = daemons.former(daemon())
+    for old in found:
+        daemons.stop(old, ask_to_stop=functools.partial(_ask_to_stop, old.socket))
+    for place in runtime.former():
+        with contextlib.suppress(OSError):
+            if runtime.is_private(place):
+                registration.take_over(Path(place) / "hooks" / "sandboxes", registrations())
+    return bool(found)
 
 
 def restart() -> None:
@@ -89,14 +107,20 @@ def restart() -> None:
     ensure()
 
 
-def _ask_to_stop() -> None:
-    ask("POST", "/stop")
+def _ask_to_stop(control: Path | None = None) -> None:
+    ask("POST", "/stop", control=control)
 
 
 def ask(
-    method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float = 10
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    timeout: float = 10,
+    control: Path | None = None,
 ) -> dict[str, Any]:
-    """One request to the server's control socket. Raises OSError, ClaudeSandboxError (it refused)."""
+    """One request to the server's control socket (`control`: of another server). Raises OSError,
+    ClaudeSandboxError (it refused)."""
     import socket
 
     data = json.dumps(body or {}).encode()
@@ -105,7 +129,7 @@ def ask(
     )
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(timeout)
-        client.connect(str(control_socket()))
+        client.connect(str(control or control_socket()))
         client.sendall(head.encode() + data)
         answered = b"".join(iter(lambda: client.recv(65536), b""))
     status, _, text = answered.partition(b"\r\n\r\n")

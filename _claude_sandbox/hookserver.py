@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 from _claude_sandbox import daemon, hooks, managed, registration
 from _claude_sandbox.attention import Session, Transition
 from _claude_sandbox.board import Board
+from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.eventlog import EventLog, line, of_event
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.forward import Forward
@@ -51,7 +53,10 @@ class Notifies(Protocol):
 
 
 class Server:
-    """Made in a running event loop. `forwards` and `notifier` are collaborators; None for neither."""
+    """Made in a running event loop. `forwards` and `notifier` are collaborators; None for neither.
+
+    `has_place` says whether our directory is still there (daemon.has_place).
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class Server:
         forwards: Forwards | None = None,
         notifier: Notifies | None = None,
         log: daemon.Log | None = None,
+        has_place: Callable[[], bool] = lambda: True,
     ) -> None:
         self.board = Board()
         self.events = EventLog(hooks.state_directory())
@@ -67,6 +73,7 @@ class Server:
         self.control = Control(hooks.control_socket(), self)
         self.dropped = 0  # lines that were no events, since the start
         self.notifier = notifier
+        self._has_place = has_place
         self._log = log or daemon.Log(hooks.state_directory() / "server.log")
         self._said: dict[str, tuple[float, int]] = {}
         self._stop = asyncio.Event()
@@ -104,6 +111,9 @@ class Server:
                 await asyncio.wait_for(self._stop.wait(), 1)
                 return
             now = time.monotonic()
+            if not self._has_place():
+                self.say("our directory was removed")
+                return
             if now - refreshed >= REFRESH_SECONDS:
                 refreshed = now
                 await self.boxes.refresh()
@@ -316,14 +326,19 @@ def _save_state(text: bytes) -> None:
 
 def main(fd: int) -> int:
     """The worker's whole life; `fd` is the lock. Returns the exit code."""
-    with daemon.worker_of(hooks.daemon(), fd) as orphaned:
-        asyncio.run(_serve(orphaned))
+    ours = hooks.daemon()
+    with daemon.worker_of(ours, fd) as orphaned:
+        asyncio.run(_serve(orphaned, functools.partial(daemon.has_place, ours, fd)))
     return 0
 
 
-async def _serve(orphaned: Callable[[], None]) -> None:
+async def _serve(orphaned: Callable[[], None], has_place: Callable[[], bool]) -> None:
     log = daemon.Log(hooks.state_directory() / "server.log")
-    server = Server(forwards=_forward, log=log)
+    try:
+        hooks.stop_former()
+    except ClaudeSandboxError as error:
+        log.say(f"a server of the last release goes on: {error.brief}")
+    server = Server(forwards=_forward, log=log, has_place=has_place)
     server.notifier = _notifier(server)
     daemon.stop_when_told(server.stop_soon, orphaned, log)
     await server.run()

@@ -6,7 +6,7 @@
                golden disks (golden.py)
     state      locks, journals, logs         platformdirs' state directory, 0700
     cache      guest images, downloads       platformdirs' cache directory
-    runtime    sockets, one-shot files       short (sockets end at 104 bytes on macOS), 0700
+    runtime    sockets, one-shot files       runtime.py: one of each HOME with its LIMA_HOME, 0700
 
 Everything is computed at call time from HOME and the XDG variables, so that tests and `sudo`
 see the right user.
@@ -80,9 +80,28 @@ def logs_dir() -> Path:
     return private_dir(state_dir() / "logs")
 
 
+def servers_dir(name: str) -> Path:
+    """What the server `name` keeps over reboots. A LIMA_HOME of one's own has its own servers (runtime.py),
+    and so their state apart."""
+    return private_dir(state_dir() / (f"{name}-{runtime.key()}" if runtime.has_own_lima_home() else name))
+
+
 def runtime_dir() -> Path:
-    """A private directory with a short path, gone after a reboot."""
-    return private_dir(Path(runtime.path()))
+    """A private directory with a short path, gone after a reboot. Raises HostSetupError."""
+    try:
+        return Path(runtime.make())
+    except OSError as error:
+        place = error.filename or runtime.path() or runtime.SHARED
+        raise HostSetupError(
+            f"Cannot use {place} for sockets: {error.strerror}.",
+            resolution="Make it usable for your user, or set XDG_RUNTIME_DIR to a directory that is yours alone.",
+        ) from error
+
+
+def runtime_places() -> list[Path]:
+    """Every place where the runtime directory may be for this user, made or not: what a sandbox may write
+    must neither lie in one of them nor contain one."""
+    return [Path(place) for place in runtime.places()]
 
 
 def private_dir(path: Path) -> Path:

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import lima
+from _claude_sandbox import lima, paths
 from _claude_sandbox.files import read_json, write_json
 
 SCHEMA = 1
@@ -89,3 +89,16 @@ def _rename(old: Path, new: Path) -> None:
     with contextlib.suppress(FileExistsError, FileNotFoundError):
         os.link(old, new)
     old.unlink(missing_ok=True)
+
+
+def take_over(former: Path, directory: Path) -> None:
+    """Move the registrations of this LIMA_HOME's VMs from where the last release had them. Raises OSError.
+
+    Those under a name that is not resolved are of no use any more: the next launch writes a new one.
+    """
+    home = paths.lima_home().resolve()
+    for each in all_in(former):
+        if each.dir.parent == home and not (directory / f"{each.tag}.json").exists():
+            each.write(directory)
+        if each.dir.parent.resolve() == home:
+            (former / f"{each.tag}.json").unlink(missing_ok=True)

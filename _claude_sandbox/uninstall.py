@@ -107,5 +107,5 @@ def _directories() -> list[Path]:
         paths.cache_dir(),
         platformdirs.user_state_path(runtime.APP),
         paths.config_file().parent,
-        paths.runtime_dir(),
+        *([Path(place)] if (place := runtime.path()) else []),
     ]

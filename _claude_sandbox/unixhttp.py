@@ -19,6 +19,8 @@ from typing import Any
 
 from aiohttp import web
 
+from _claude_sandbox.files import unlink_own
+
 _SILENT = logging.getLogger("claude-sandbox.http")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False  # a guest's bad request is worth no line; what we did wrong is told by `log`
@@ -52,6 +54,7 @@ class UnixServer:
         self._open: set[_Door] = set()
         self._web: web.Server | None = None
         self._server: asyncio.Server | None = None
+        self._made: os.stat_result | None = None  # the socket
 
     async def start(self) -> None:
         """Raises OSError. The socket is ours alone from its first moment."""
@@ -66,6 +69,7 @@ class UnixServer:
             self._server = await loop.create_unix_server(self._door, str(self.path), backlog=128)
         finally:
             os.umask(before)
+        self._made = self.path.lstat()
 
     async def close(self) -> None:
         """No new connections; open ones get a moment to end."""
@@ -76,8 +80,7 @@ class UnixServer:
                 await asyncio.wait_for(self._web.shutdown(1.0), 2.0)
         for door in list(self._open):
             door.abort()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        unlink_own(self.path, self._made)
 
     def _door(self) -> asyncio.BaseProtocol:
         if self._web is None or len(self._open) >= self.limits.connections:

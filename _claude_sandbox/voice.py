@@ -8,6 +8,7 @@ living process, so nothing has to be taken back: with the session's end the way 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,7 @@ def state_file() -> Path:
 def daemon() -> Daemon:
     from _claude_sandbox.daemon import Daemon
 
-    log = paths.private_dir(paths.state_dir() / "audio") / "server.log"
+    log = paths.servers_dir("audio") / "server.log"
     return Daemon("audio", VERB, directory(), log, directory() / "control.sock")
 
 
@@ -163,16 +164,19 @@ def stop() -> bool:
     """Whether there was one. Raises ClaudeSandboxError when it does not stop."""
     from _claude_sandbox import daemon as daemons
 
-    return daemons.stop(daemon(), ask_to_stop=lambda: ask("stop"))
+    stopped = False
+    for old in daemons.former(daemon()):
+        stopped |= daemons.stop(old, ask_to_stop=functools.partial(ask, "stop", old.socket))
+    return daemons.stop(daemon(), ask_to_stop=lambda: ask("stop")) or stopped
 
 
-def ask(word: str) -> None:
-    """Send it to the server: `refresh` (look at the grants) or `stop`. Raises OSError."""
+def ask(word: str, control: Path | None = None) -> None:
+    """Send it to the server (`control`: another one): `refresh` (look at the grants) or `stop`. Raises OSError."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
-        client.connect(str(directory() / "control.sock"))
+        client.connect(str(control or directory() / "control.sock"))
         client.sendall(f"{word}\n".encode())
         client.recv(16)
 

@@ -153,13 +153,8 @@ def _listens(control: str) -> bool:
 
 def _note_path(project: str) -> str:
     """One note per project and environment: two terminals that differ do not take turns."""
-    try:
-        from _blake2 import blake2b  # what hashlib is made of; that takes 4 ms to import
-    except ImportError:
-        from hashlib import blake2b
     parts = [project, *(f"{k}={v}" for k, v in sorted(os.environ.items()) if k not in _PASSING)]
-    digest = blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return f"{runtime.path()}/warm/{digest}"
+    return f"{runtime.path()}/warm/{runtime.digest(chr(0).join(parts), 16)}"
 
 
 def _read(path: str) -> Note | None:

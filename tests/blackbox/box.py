@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from _claude_sandbox import vm
+from _claude_sandbox import runtime, vm
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
@@ -107,6 +107,10 @@ class Box:
         real = shutil.which("tmux", path="/usr/local/bin:/opt/homebrew/bin:/usr/bin:/bin")
         assert real, "tmux is not installed"
         (self.bin / "tmux").symlink_to(real)
+
+    def runtime_dir(self) -> Path:
+        """The program's own directory for sockets, here."""
+        return self.runtime / "claude-sandbox" / runtime.key(self.env)
 
     def project(self, name: str = "app") -> Path:
         path = self.root / "p" / name

@@ -34,7 +34,7 @@ class Desk:
 
     def __init__(self, box: Box) -> None:
         self.box, self.number = box, 0
-        self.hooks = box.runtime / "claude-sandbox" / "hooks"
+        self.hooks = box.runtime_dir() / "hooks"
         self.directory = box.lima_home / APP
 
     def serve(self) -> None:

@@ -145,7 +145,7 @@ def test_no_note_holds_a_secret(warm: Box) -> None:
     for expected in (False, True):
         ended, was_short = shell(warm, "sh", "-c", "echo $CLAUDE_CODE_OAUTH_TOKEN")
         assert ended.out == TOKEN + "\n" and was_short is expected
-    notes = list((warm.runtime / "claude-sandbox" / "warm").iterdir())
+    notes = list((warm.runtime_dir() / "warm").iterdir())
     assert notes
     for note in notes:
         data = note.read_bytes()
@@ -153,7 +153,7 @@ def test_no_note_holds_a_secret(warm: Box) -> None:
 
 
 def test_a_broken_note_is_no_matter(warm: Box) -> None:
-    for note in (warm.runtime / "claude-sandbox" / "warm").iterdir():
+    for note in (warm.runtime_dir() / "warm").iterdir():
         note.write_bytes(json.dumps({"schema": 1}).encode())
     ended, was_short = shell(warm, "true")
     assert ended.code == 0 and not was_short
@@ -161,6 +161,6 @@ def test_a_broken_note_is_no_matter(warm: Box) -> None:
 
 
 def test_a_runtime_directory_of_others_is_not_trusted(warm: Box) -> None:
-    (warm.runtime / "claude-sandbox").chmod(0o770)
+    (warm.runtime_dir()).chmod(0o770)
     ended, was_short = shell(warm, "true")
     assert ended.code == 0 and not was_short

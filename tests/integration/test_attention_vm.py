@@ -19,6 +19,8 @@ import pytest
 from desktop import Desktop
 from machine import Person, Screen, Stub, squeezed, with_pid, words_of
 
+from _claude_sandbox import runtime
+
 pytestmark = pytest.mark.vm
 NAME = "claude-sandbox-attention"
 SOURCE_SESSION = "0b5cb4b1-0000-4000-8000-000000000001"
@@ -88,12 +90,11 @@ class Watched:
     def server(self) -> dict[str, int]:
         """Process ids of the hooks server: `parent` and `worker`."""
         uid = self.project.stat().st_uid
-        (file,) = [
-            f
-            for base in (Path(f"/run/user/{uid}/claude-sandbox"), Path(f"/tmp/claude-sandbox-{uid}"))
-            if (f := base / "hooks" / "server.pid").exists()
-        ]
-        state = self.person.home / ".local/state/claude-sandbox/hooks/state.json"
+        kept = self.person.home / ".local/state/claude-sandbox"
+        key = runtime.key({"HOME": str(self.person.home)})
+        places = [Path(f"/run/user/{uid}/claude-sandbox/{key}"), kept / f"runtime-{key}"]
+        (file,) = [f for place in places if (f := place / "hooks" / "server.pid").exists()]
+        state = kept / "hooks/state.json"
         return {
             "parent": json.loads(file.read_text())["pid"],
             "worker": json.loads(state.read_text())["server"]["pid"],

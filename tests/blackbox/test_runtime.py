@@ -1,0 +1,212 @@
+"""The runtime directory: each HOME has its own, nobody's hand stops us, and servers live and end with theirs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+from box import ROOT, Box
+from hookplay import PATIENCE, Guest, wait_for
+
+from _claude_sandbox import daemon, hooks, runtime
+from _claude_sandbox.registration import Registration
+
+APP = "claude-sandbox-app"
+NOBODY = 65534
+Env = Mapping[str, str | None]
+
+
+@pytest.fixture
+def homes(box: Box) -> Iterator[list[Env]]:
+    """Two HOMEs of one user, each with its LIMA_HOME, and one XDG_RUNTIME_DIR."""
+    found: list[Env] = []
+    for name in ("one", "two"):
+        for part in ("", "/lima"):
+            (box.root / f"{name}{part}").mkdir()
+        found.append({"HOME": str(box.root / name), "LIMA_HOME": str(box.root / name / "lima")})
+    yield found
+    for env in found:
+        box.run("stop-all", env=env)
+
+
+@pytest.fixture
+def without_xdg(box: Box) -> Iterator[Env]:
+    """Nothing is left in the real /tmp."""
+    env = {"XDG_RUNTIME_DIR": None}
+    yield env
+    box.run("stop-all", env=env)
+    for place in recorded(box):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def recorded(box: Box) -> list[Path]:
+    return [Path(os.readlink(link)) for link in (box.home / ".local/state/claude-sandbox").glob("runtime-*")]
+
+
+def server(box: Box, env: Env) -> dict[str, object]:
+    place = box.runtime / "claude-sandbox" / runtime.key({k: v for k, v in env.items() if v})
+    return daemon.told(daemon.Daemon("", "", place / "hooks", Path(), Path()))
+
+
+# -- each HOME its own -------------------------------------------------------------------------------
+
+
+def test_two_homes_of_one_user_share_no_server(box: Box, homes: list[Env]) -> None:
+    one, two = homes
+    for env in homes:
+        assert box.run("restart-hooks", env=env).code == 0
+    first = server(box, one)
+    assert first["pid"] != server(box, two)["pid"]
+    assert box.run("stop-all", env=two).code == 0
+    assert server(box, two) == {} and server(box, one) == first
+    assert box.run("status", "--json", env=one).json()["hooks_server"] == "Running"
+    assert box.run("status", "--json", env=two).json()["hooks_server"] == "Not running"
+    assert box.run("uninstall", "-y", env=two).code == 0
+    assert server(box, one) == first, "nor does an uninstall reach the other's"
+
+
+def test_uninstall_takes_the_runtime_directory(box: Box) -> None:
+    assert box.run("restart-hooks").code == 0
+    assert box.runtime_dir().is_dir()
+    assert (ended := box.run("uninstall", "-y")).code == 0, ended.text
+    assert not box.runtime_dir().exists()
+
+
+# -- /tmp --------------------------------------------------------------------------------------------
+
+
+def test_without_xdg_a_server_runs_and_uninstall_leaves_nothing(box: Box, without_xdg: Env) -> None:
+    assert box.run("restart-hooks", env=without_xdg).code == 0
+    assert box.run("status", "--json", env=without_xdg).json()["hooks_server"] == "Running"
+    (place,) = recorded(box)
+    assert place.parent == Path("/tmp") and place.stat().st_mode & 0o777 == 0o700
+    assert (ended := box.run("uninstall", "-y", env=without_xdg)).code == 0, ended.text
+    assert not place.exists() and recorded(box) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a directory for somebody else")
+def test_another_user_who_takes_the_name_stops_nothing(box: Box, without_xdg: Env) -> None:
+    box.tools_vm()
+    assert box.run("create", "-y", env=without_xdg).code == 0
+    (place,) = recorded(box)
+    shutil.rmtree(place)
+    place.mkdir()
+    os.chown(place, NOBODY, NOBODY)
+    try:
+        for verb in (["status"], ["list"], ["shell", "--", "true"], ["stop-all"]):
+            assert (ended := box.run(*verb, env=without_xdg)).code == 0, ended.text
+        assert recorded(box) != [place]
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a directory for somebody else")
+def test_another_user_who_has_the_last_release_s_name_stops_nothing(box: Box, without_xdg: Env) -> None:
+    place = Path(f"/tmp/claude-sandbox-{os.getuid()}")
+    if place.exists():
+        pytest.skip("this machine has one")
+    place.mkdir()
+    os.chown(place, NOBODY, NOBODY)
+    try:
+        for verb in ("status", "list", "restart-hooks", "stop-all"):
+            assert (ended := box.run(verb, env=without_xdg)).code == 0, ended.text
+    finally:
+        place.rmdir()
+
+
+# -- servers and their place -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def within(box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    """We ourselves are in the box's world."""
+    for name in ("HOME", "XDG_RUNTIME_DIR", "LIMA_HOME"):
+        monkeypatch.setenv(name, box.env[name])
+    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    yield box
+    hooks.stop()
+
+
+def test_a_server_whose_directory_was_removed_ends_and_harms_no_other(within: Box) -> None:
+    """A cleaner of /tmp, or somebody's rm: nobody would find it again, and the next command starts another."""
+    hooks.ensure()
+    old = psutil.Process(int(server(within, within.env)["pid"]))  # type: ignore[call-overload]
+    shutil.rmtree(within.runtime_dir())
+    hooks.ensure()
+    old.wait(PATIENCE)
+    assert daemon.running(hooks.daemon()) and hooks.ask("GET", "/state")["sandboxes"] == []
+    assert server(within, within.env)["pid"] != old.pid
+
+
+LAST_RELEASE = """
+import os, sys
+sys.path.insert(0, os.environ["OLD_ROOT"])
+from pathlib import Path
+from _claude_sandbox import daemon, hookserver, hooks, paths
+from _claude_sandbox.run import Command
+program = os.environ["OLD_PROGRAM"]
+def own_command(verb, *arguments):
+    return Command((sys.executable, "-c", program, verb, *arguments))
+daemon.own_command = own_command
+hooks.stop_former = lambda: False
+paths.runtime_dir = lambda: paths.private_dir(Path(os.environ["OLD_PLACE"]))
+import claude_sandbox
+sys.exit(claude_sandbox.main())
+"""
+
+
+def last_release(box: Box, env: Mapping[str, str]) -> psutil.Process:
+    """A server in the one directory that all HOMEs of a user shared."""
+    place = box.runtime / "claude-sandbox"
+    old = {"OLD_ROOT": str(ROOT), "OLD_PROGRAM": LAST_RELEASE, "OLD_PLACE": str(place)}
+    argv = [sys.executable, "-c", LAST_RELEASE, hooks.VERB]
+    process = subprocess.Popen(argv, env={**box.env, **env, **old}, start_new_session=True)
+    wait_for((place / "hooks" / "control.sock").exists)
+    return psutil.Process(process.pid)  # our child: a zombie when it has ended
+
+
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_last_release_s_server_is_replaced_and_its_sandboxes_go_on(within: Box) -> None:
+    directory = within.lima_home / APP
+    directory.mkdir()
+    guest = Guest(Registration(APP, directory, "/p/app", "lima-x", directory / "ssh.config", 1000))
+    guest.boots()
+    place = within.runtime / "claude-sandbox" / "hooks" / "sandboxes"
+    old = last_release(within, {})
+    guest.registration.write(place)
+    assert "last release" in within.run("doctor").out
+    hooks.ensure()
+    wait_for(lambda: ended(old))
+    assert list(place.iterdir()) == [], "they are ours now"
+    wait_for(guest.socket.exists)
+    guest.deliver(guest.line("UserPromptSubmit"))
+    assert "last release" not in within.run("doctor").out
+
+
+def test_stop_all_stops_the_last_release_s_server(within: Box) -> None:
+    old = last_release(within, {})
+    assert within.run("stop-all").code == 0
+    wait_for(lambda: ended(old))
+
+
+def test_another_home_s_server_of_the_last_release_is_left_alone(within: Box) -> None:
+    other = within.root / "other"
+    other.mkdir()
+    old = last_release(within, {"HOME": str(other)})
+    try:
+        hooks.ensure()
+        hooks.stop()
+        assert not ended(old)
+    finally:
+        old.terminate()
+        old.wait(PATIENCE)
