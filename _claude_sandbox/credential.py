@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from _claude_sandbox import files
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.login_record import mark
 from _claude_sandbox.manifest import parse_object
 from _claude_sandbox.run import Command, Runner
 
@@ -26,10 +27,10 @@ FILE = ".credentials.json"
 PREVIOUS = ".credentials.json.previous"
 OAUTH = "claudeAiOauth"
 MAX_SIZE = 64 * 1024  # bytes of a credential file
-DAY_MS = 24 * 3600 * 1000
-OLDEST, NEWEST = DAY_MS, 400 * DAY_MS  # expiresAt may lie this far before and after now
+ORIGIN = "claudeSandboxOrigin"  # in a store of our own: which credential of the user's it descends from
 
 _TOKEN = re.compile(r"[\x21-\x7e]{8,8192}")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _WORD = re.compile(r"[A-Za-z0-9_.:/ -]{0,200}")
 
 
@@ -57,27 +58,20 @@ def parse(raw: bytes | None) -> dict[str, Any] | None:
     return {key: value[key] for key in known if key in value}
 
 
-def plausible(raw: bytes | None, now: int) -> dict[str, Any] | None:
-    """`parse`, and expiresAt within a day before and 400 days after `now` (ms): else None."""
-    value = parse(raw)
-    return value if value is not None and now - OLDEST <= value["expiresAt"] <= now + NEWEST else None
+def account_of(claude_json: bytes | None) -> str:
+    """The account that a guest's ~/.claude.json names (oauthAccount.accountUuid); empty when it names none."""
+    named = (parse_object(claude_json) or {}).get("oauthAccount")
+    return account(named.get("accountUuid") if isinstance(named, dict) else None)
+
+
+def account(text: object) -> str:
+    return text if isinstance(text, str) and _UUID.fullmatch(text) else ""
 
 
 def encode(value: dict[str, Any], around: bytes | None = None) -> bytes:
     """A credential file with this `claudeAiOauth`; other keys of `around` (MCP logins) stay."""
     rest = parse_object(around) if around is not None and len(around) <= MAX_SIZE else None
     return json.dumps({**(rest or {}), OAUTH: value}, separators=(",", ":")).encode()
-
-
-def merge(there: bytes | None, ours: bytes) -> bytes | None:
-    """What to write into a guest that has `there`; None: nothing, it has ours or a newer one.
-
-    A newer one stays even when the host could not take it over: its refresh token has replaced ours.
-    """
-    mine, its = parse(ours), plausible(there, now_ms())
-    if mine is None or (its is not None and (its == mine or its["expiresAt"] > mine["expiresAt"])):
-        return None
-    return encode(mine, there)
 
 
 class Store(Protocol):
@@ -90,8 +84,16 @@ class Store(Protocol):
         """None when there is none."""
         ...
 
+    def previous(self) -> bytes | None:
+        """What `replace` kept last."""
+        ...
+
     def replace(self, new: bytes, previous: bytes | None) -> None:
-        """Atomically, keeping `previous`. Raises OSError or ClaudeSandboxError."""
+        """Atomically, keeping `previous` (None: what is kept stays). Raises OSError or ClaudeSandboxError."""
+        ...
+
+    def keep(self, previous: bytes) -> None:
+        """Keep this as the previous one. Raises as `replace`."""
         ...
 
 
@@ -106,22 +108,41 @@ class FileStore:
         return str(self.path)
 
     def read(self) -> bytes | None:
-        try:
-            with self.path.open("rb") as file:
-                return file.read(MAX_SIZE + 1)
-        except FileNotFoundError:
-            return None
+        return _bounded(self.path)
+
+    def previous(self) -> bytes | None:
+        return _bounded(self._real.with_name(PREVIOUS))
 
     def replace(self, new: bytes, previous: bytes | None) -> None:
-        real = Path(os.path.realpath(self.path))
         if previous is not None:
-            files.write_atomic(real.with_name(PREVIOUS), previous)
-        files.write_atomic(real, new)
+            self.keep(previous)
+        self._write(self._real, new)
+
+    def keep(self, previous: bytes) -> None:
+        self._write(self._real.with_name(PREVIOUS), previous)
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_atomic(path, content)
+
+    @property
+    def _real(self) -> Path:
+        return Path(os.path.realpath(self.path))
+
+
+def _bounded(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SIZE + 1)
+    except FileNotFoundError:
+        return None
 
 
 @dataclass(frozen=True)
 class KeychainStore:
-    """macOS: the login keychain's item that Claude Code itself uses. Secrets go in by stdin only.
+    """macOS: an item of the login keychain; by default the one that Claude Code itself uses. Secrets go in by
+    stdin only.
 
     `security -i` reads commands from stdin, each line at most 4095 bytes; the value goes as hex (-X).
     """
@@ -137,7 +158,13 @@ class KeychainStore:
         return f"the keychain item {self.service!r}"
 
     def read(self) -> bytes | None:
-        argv = ("security", "find-generic-password", "-a", self.account, "-s", self.service, "-w")
+        return self._read(self.service)
+
+    def previous(self) -> bytes | None:
+        return self._read(f"{self.service}.previous")
+
+    def _read(self, service: str) -> bytes | None:
+        argv = ("security", "find-generic-password", "-a", self.account, "-s", service, "-w")
         # The keychain may ask its user for permission: give them time.
         result = self.runner.run(Command(argv), timeout=60, changes=False, limit=4 * MAX_SIZE)
         if not result.ok:  # 44: no such item; else locked or denied, which is not having one either
@@ -148,8 +175,11 @@ class KeychainStore:
 
     def replace(self, new: bytes, previous: bytes | None) -> None:
         if previous is not None:
-            self._write(f"{self.service}.previous", previous)
+            self.keep(previous)
         self._write(self.service, new)
+
+    def keep(self, previous: bytes) -> None:
+        self._write(f"{self.service}.previous", previous)
 
     def _write(self, service: str, value: bytes) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._@ -]{1,100}", self.account):
@@ -161,3 +191,41 @@ class KeychainStore:
         # `security -i` answers 0 whatever its commands did; what they say goes to stderr.
         if not result.ok or result.stderr.strip():
             raise ClaudeSandboxError("The keychain did not take the credential.")
+
+
+@dataclass(frozen=True)
+class BesideStore:
+    """The store of the user's own Claude, which is only ever read, and one of ours for what comes back.
+
+    Ours counts for as long as the user's has not changed since: a login that the user makes on the host wins.
+    """
+
+    theirs: Store
+    ours: Store
+
+    @property
+    def where(self) -> str:
+        return self.ours.where
+
+    def read(self) -> bytes | None:
+        theirs, ours = self.theirs.read(), self.ours.read()
+        return ours if ours is not None and _origin(ours) == _mark(theirs) else theirs
+
+    def previous(self) -> bytes | None:
+        return self.ours.previous()
+
+    def replace(self, new: bytes, previous: bytes | None) -> None:
+        value = {OAUTH: parse(new), ORIGIN: _mark(self.theirs.read())}
+        self.ours.replace(json.dumps(value, separators=(",", ":")).encode(), previous)
+
+    def keep(self, previous: bytes) -> None:
+        self.ours.keep(previous)
+
+
+def _origin(raw: bytes) -> object:
+    return (parse_object(raw) or {}).get(ORIGIN)
+
+
+def _mark(raw: bytes | None) -> str:
+    value = parse(raw)
+    return "none" if value is None else mark(value)

@@ -4,24 +4,27 @@ Exactly one credential is chosen, in this order: CLAUDE_CODE_OAUTH_TOKEN, ANTHRO
 ANTHROPIC_API_KEY of the host's environment; the stored long-lived token; the host's credential file or
 keychain item. A token travels in the session's environment and is the same for all sandboxes. A
 credential file is handed over, and what Claude made of it in the guest (a login, a refresh that
-rotated the token) is collected again.
+rotated the token) is collected again, by the rules of login_record.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from _claude_sandbox import credential, files, paths
-from _claude_sandbox.credential import FileStore, KeychainStore, Store
+from _claude_sandbox.credential import BesideStore, FileStore, KeychainStore, Store
 from _claude_sandbox.errors import ClaudeSandboxError, UsageError
+from _claude_sandbox.login_record import UNDO_MS, Change, Record, Row, Verdict, judge, mark
 from _claude_sandbox.run import Runner
 
 HOST_AS_SEEN_BY_GUEST = "192.168.5.2"  # Lima's user-mode network
@@ -68,8 +71,16 @@ class Login(Protocol):
         """Content for the guest's ~/.claude/.credentials.json, or None."""
         ...
 
-    def collect(self, fetched: bytes, sandbox: str) -> Collected | None:
-        """Look at the guest's credential file; take it over if it is plausible and newer."""
+    def bring(self, there: bytes | None, sandbox: str, account: str = "") -> bytes | None:
+        """What to write into a guest whose credential file is `there`; None: nothing. It counts as handed over."""
+        ...
+
+    def shares(self, sandbox: str) -> bool:
+        """Whether this sandbox was given its login from here, so that a change goes on to it and comes back."""
+        ...
+
+    def collect(self, fetched: bytes, sandbox: str, account: str = "") -> Collected | None:
+        """Look at the guest's credential file and the account that it names; take it over if it may be."""
         ...
 
 
@@ -91,17 +102,31 @@ class TokenLogin:
     def hand_over(self) -> bytes | None:
         return None
 
-    def collect(self, fetched: bytes, sandbox: str) -> Collected | None:
+    def bring(self, there: bytes | None, sandbox: str, account: str = "") -> bytes | None:
         return None
+
+    def shares(self, sandbox: str) -> bool:
+        return False
+
+    def collect(self, fetched: bytes, sandbox: str, account: str = "") -> Collected | None:
+        return None
+
+
+def nobody(_question: str) -> bool | None:
+    return None
 
 
 @dataclass(frozen=True)
 class CredentialLogin:
-    """The host's credential, handed over and collected. `lock` is a file in our state directory."""
+    """The host's credential, handed over and collected. `state` is our state directory.
+
+    `ask` puts a yes/no question to the user; None when there is nobody to ask.
+    """
 
     store: Store
-    lock: Path
+    state: Path
     warn: Warn
+    ask: Callable[[str], bool | None] = nobody
 
     @property
     def description(self) -> str:
@@ -117,30 +142,159 @@ class CredentialLogin:
             self.warn(f"{self.store.where} holds no credential of a form that we know: not handed over.")
         return None if value is None else credential.encode(value)
 
-    def collect(self, fetched: bytes, sandbox: str) -> Collected | None:
-        value = credential.plausible(fetched, credential.now_ms())
+    def bring(self, there: bytes | None, sandbox: str, account: str = "") -> bytes | None:
+        mine, value = credential.parse(self._read()), credential.parse(there)
+        try:
+            with self._recorded() as record:
+                row = record.sandboxes.get(sandbox) or Row(self.store.where)
+                wanted = mine is not None and (
+                    value is None
+                    or (value != mine and self._judge(record, value, account, mine, sandbox) is Verdict.OURS)
+                )
+                if mine is not None and (wanted or value == mine):
+                    row = row.given(mark(mine))
+                own = row.own and value is not None
+                record.sandboxes[sandbox] = replace(row, store=self.store.where, own=own).met_at(
+                    credential.now_ms()
+                )
+        except (OSError, ClaudeSandboxError) as error:
+            self.warn(f"The login was not brought to {sandbox}: {_reason(error)}")
+            return None
+        return credential.encode(mine, there) if mine is not None and wanted else None
+
+    def shares(self, sandbox: str) -> bool:
+        row = Record.load(self._record).sandboxes.get(sandbox)
+        return row is not None and row.store == self.store.where and not row.own
+
+    def collect(self, fetched: bytes, sandbox: str, account: str = "") -> Collected | None:
+        value = credential.parse(fetched)
         if value is None:
             return None
+        verdict, taken = self._collect(value, sandbox, account)
+        if verdict is Verdict.DATES:
+            self.warn(f"The login in {sandbox} was not taken over: {verdict.value}. Is the clock right?")
+        if not verdict.asks:
+            return taken
+        answer = self.ask(_question(sandbox, verdict))
+        if answer is None:
+            self.warn(
+                f"The login in {sandbox} was not taken over: {verdict.value}. To use it in all sandboxes, "
+                "run `claude-sandbox login --take` in its project."
+            )
+        return self.settle(value, sandbox, account, take=answer) if answer is not None else None
+
+    def settle(self, value: dict[str, Any], sandbox: str, account: str, *, take: bool) -> Collected | None:
+        """What a person decided about a guest's credential: take it over, or let that sandbox keep it alone."""
+        if take:
+            return self._collect(value, sandbox, account, agreed=True)[1]
+        with self._recorded() as record:
+            row = record.sandboxes.get(sandbox) or Row(self.store.where)
+            record.sandboxes[sandbox] = replace(row, own=True)
+        return None
+
+    def undo(self) -> str | None:
+        """Put the previous credential back; the sandbox whose change that undoes (empty: not known).
+
+        None when none is kept, or the host's own has changed since. What comes from that sandbox is asked about from then on. Raises OSError and ClaudeSandboxError.
+        """
+        with self._recorded() as record:
+            before, now = self.store.previous(), self.store.read()
+            change, current = record.stores.get(self.store.where), credential.parse(now)
+            changed_since = change is not None and (current is None or change.mark != mark(current))
+            if before is None or credential.parse(before) is None or changed_since:
+                return None
+            # In this order a kill in between leaves the undone state, without a way back to the wrong one.
+            self.store.replace(before, None)
+            if now is not None:
+                self.store.keep(now)
+            by = record.stores.pop(self.store.where, Change()).by
+            if by in record.sandboxes:
+                record.sandboxes[by] = replace(record.sandboxes[by], undone=True)
+        return by
+
+    def _collect(
+        self, value: dict[str, Any], sandbox: str, account: str, *, agreed: bool = False
+    ) -> tuple[Verdict, Collected | None]:
         try:
-            with files.lock(self.lock, timeout=5):
+            with self._recorded() as record:
                 raw = self.store.read()
-                ours = credential.parse(raw)
-                if ours is not None and value["expiresAt"] <= ours["expiresAt"]:
-                    return None
-                self.store.replace(credential.encode(value, raw), raw)
+                if agreed and sandbox in record.sandboxes:
+                    record.sandboxes[sandbox] = replace(record.sandboxes[sandbox], own=False)
+                verdict = self._judge(record, value, account, credential.parse(raw), sandbox)
+                if verdict is Verdict.TAKE or (agreed and verdict.asks):
+                    self._take(record, value, account, sandbox, raw)
+                    return Verdict.TAKE, Collected(sandbox, self.store.where)
         except (OSError, ClaudeSandboxError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            self.warn(f"The login made in {sandbox} could not be stored in {self.store.where}: {reason}")
-            return None
-        return Collected(sandbox, self.store.where)
+            self.warn(
+                f"The login made in {sandbox} could not be stored in {self.store.where}: {_reason(error)}"
+            )
+            verdict = Verdict.LEAVE
+        return verdict, None
+
+    def _judge(
+        self,
+        record: Record,
+        value: dict[str, Any],
+        account: str,
+        current: dict[str, Any] | None,
+        sandbox: str,
+    ) -> Verdict:
+        where = self.store.where
+        change = record.stores.get(where, Change())
+        row, now = record.sandboxes.get(sandbox), credential.now_ms()
+        return judge(value, account, current=current, row=row, store=where, change=change, now=now)
+
+    def _take(
+        self, record: Record, value: dict[str, Any], account: str, sandbox: str, raw: bytes | None
+    ) -> None:
+        where, now, current = self.store.where, credential.now_ms(), credential.parse(raw)
+        change = record.stores.get(where, Change())
+        valid = current is not None and change.mark == mark(current)
+        again = valid and change.by == sandbox and 0 <= now - change.since < UNDO_MS
+        known = change.account if valid else ""
+        record.stores[where] = Change(mark(value), account or known, sandbox, change.since if again else now)
+        # Before the store: killed in between, the guest's is still what was not taken over yet.
+        record.save(self._record)
+        try:
+            self.store.replace(credential.encode(value, raw), None if again else raw)
+        except (OSError, ClaudeSandboxError):
+            record.stores[where] = change
+            record.save(self._record)
+            raise
+        row = (record.sandboxes.get(sandbox) or Row(where)).given(mark(value))
+        record.sandboxes[sandbox] = replace(row, store=where, own=False, undone=False, met=now)
+
+    @property
+    def _record(self) -> Path:
+        return self.state / "login.json"
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[Record]:
+        """The record, under the lock; written when the block has ended well and changed it."""
+        with files.lock(self.state / "locks" / "credential.lock", timeout=5):
+            record, before = Record.load(self._record), Record.load(self._record)
+            yield record
+            if record != before:
+                record.save(self._record)
 
     def _read(self) -> bytes | None:
         try:
             return self.store.read()
         except (OSError, ClaudeSandboxError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            self.warn(f"Cannot read {self.store.where}: {reason}")
+            self.warn(f"Cannot read {self.store.where}: {_reason(error)}")
             return None
+
+
+def _reason(error: Exception) -> object:
+    return error.strerror if isinstance(error, OSError) else error
+
+
+def _question(sandbox: str, verdict: Verdict) -> str:
+    return (
+        f"{sandbox} has a login that is not this host's: {verdict.value}.\n"
+        "With yes every sandbox of these settings uses it; with no it stays in that sandbox alone.\n"
+        "Did you log in there yourself, and should all of them use it?"
+    )
 
 
 def select(
@@ -150,6 +304,7 @@ def select(
     runner: Runner,
     state_dir: Path,
     warn: Warn,
+    ask: Callable[[str], bool | None] = nobody,
     platform: str = sys.platform,
 ) -> Login:
     """The one credential to use. Raises UsageError for a variable that cannot be a credential."""
@@ -162,14 +317,27 @@ def select(
     token = stored_token(warn)
     if token:
         return TokenLogin("CLAUDE_CODE_OAUTH_TOKEN", token, str(paths.token_file()))
-    lock = state_dir / "locks" / "credential.lock"
-    store: Store = FileStore(settings_dir / credential.FILE)
-    if platform == "darwin" and not (settings_dir / credential.FILE).exists():
-        keychain = KeychainStore(runner, environ.get("USER", ""))
+    return CredentialLogin(
+        store_for(environ, settings_dir, runner, state_dir, platform), state_dir, warn, ask
+    )
+
+
+def store_for(
+    environ: Mapping[str, str], settings_dir: Path, runner: Runner, state_dir: Path, platform: str
+) -> Store:
+    """Where the host keeps the credential of these settings. What belongs to the user's own Claude is read only."""
+    path = settings_dir / credential.FILE
+    if platform == "darwin" and not path.exists():
+        account = environ.get("USER", "")
+        claude = KeychainStore(runner, account)
         with contextlib.suppress(ClaudeSandboxError):  # no `security`: no keychain either
-            if keychain.read() is not None:
-                store = keychain
-    return CredentialLogin(store, lock, warn)
+            if claude.read() is not None:
+                return BesideStore(claude, KeychainStore(runner, account, "claude-sandbox credentials"))
+    real = os.path.realpath(path)
+    if real in (os.path.realpath(own / credential.FILE) for own in paths.claude_directories(environ)):
+        tag = hashlib.sha256(os.fsencode(real)).hexdigest()[:12]
+        return BesideStore(FileStore(path), FileStore(state_dir / "login" / tag / credential.FILE))
+    return FileStore(path)
 
 
 # -- the stored long-lived token -------------------------------------------------------------------

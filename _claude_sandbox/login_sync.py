@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from _claude_sandbox import credential
 from _claude_sandbox.errors import ClaudeSandboxError
@@ -20,41 +21,54 @@ BUDGET = 3.0  # seconds for everything
 def sync_running(
     guests: Mapping[str, GuestLike], login: Login, warn: Warn, *, budget: float = BUDGET
 ) -> list[Collected]:
-    """Collect from every running sandbox at once, then hand the newest on to those with an older one.
+    """Collect from every running sandbox that shares this login, then hand on what the host has now.
 
     A guest that does not answer within `budget` seconds in all is left out; failures are warnings.
     Returns what was taken over, so that the user can be told which sandbox changed the login.
     """
-    if not guests or login.environment():
+    guests = {name: guest for name, guest in guests.items() if login.shares(name)}
+    if not guests:
         return []
     deadline = time.monotonic() + budget
-    fetched: dict[str, bytes] = {}
+    fetched: dict[str, tuple[str, bytes]] = {}
 
     def get(name: str, guest: GuestLike) -> None:
         result = guest.run(guest_script("credential-get.sh"), timeout=_left(deadline))
         if result.ok:
-            fetched[name] = result.stdout
+            fetched[name] = _parted(result.stdout)
 
     _each({name: functools.partial(get, name, guest) for name, guest in guests.items()}, deadline, warn)
     answers = dict(fetched)
-    taken = [login.collect(raw, name) for name, raw in sorted(answers.items()) if raw]
-    ours = login.hand_over()
+    looked = time.monotonic()
+    taken = [login.collect(raw, name, account) for name, (account, raw) in sorted(answers.items()) if raw]
+    deadline += time.monotonic() - looked  # a question may have been asked
 
     def put(name: str, content: bytes) -> None:
-        seen = hashlib.sha256(answers[name]).hexdigest() if answers[name] else "-"
+        raw = answers[name][1]
+        seen = hashlib.sha256(raw).hexdigest() if raw else "-"
         # 75: Claude changed it just now. Then the next round sees that.
         guests[name].run(
             guest_script("credential-put.sh"), input=f"{seen}\n".encode() + content, timeout=_left(deadline)
         )
 
-    if ours is not None:
-        jobs = {}
-        for name, raw in answers.items():
-            merged = credential.merge(raw or None, ours)
-            if merged is not None:
-                jobs[name] = functools.partial(put, name, merged)
-        _each(jobs, deadline, warn)
+    jobs = {}
+    for name, (account, raw) in answers.items():
+        content = login.bring(raw or None, name, account)
+        if content is not None:
+            jobs[name] = functools.partial(put, name, content)
+    _each(jobs, deadline, warn)
     return [item for item in taken if item is not None]
+
+
+def look(guest: GuestLike) -> tuple[str, dict[str, Any] | None]:
+    """The account that a guest names (empty: none) and its credential, if it has one of a form that we know."""
+    account, raw = _parted(guest.run(guest_script("credential-get.sh"), timeout=30).stdout)
+    return account, credential.parse(raw)
+
+
+def _parted(answer: bytes) -> tuple[str, bytes]:
+    account, _, raw = answer.partition(b"\n")
+    return credential.account(account.decode("ascii", "replace")), raw
 
 
 def _left(deadline: float) -> float:

@@ -77,7 +77,7 @@ VERBS = {
         Verb("settings", "compare the settings directory with the sandbox (diff), or take changes over (pull)",
              ("settings diff", "settings pull CLAUDE.md"), True),
         Verb("login", "store a long-lived token (from `claude setup-token`) for all sandboxes",
-             ("login", "login < token.txt", "login --forget"), project=False),
+             ("login", "login < token.txt", "login --forget", "login --undo"), project=False),
         Verb("approve", "allow what this project's .claude-sandbox.yaml asks for", ("approve",)),
         Verb("completion", "print a completion script for bash, zsh or fish",
              ('completion bash > ~/.local/share/bash-completion/completions/claude-sandbox',), changes=False,
@@ -135,7 +135,20 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
         (("action",), {"choices": ("diff", "pull"), "help": "compare, or take the sandbox's changes over"}),
         (("paths",), {"nargs": "*", "metavar": "PATH", "help": "only these files"}),
     ),
-    "login": ((("--forget",), {"action": "store_true", "help": "remove the stored token"}),),
+    "login": (
+        (("--forget",), {"action": "store_true", "help": "remove the stored token"}),
+        (
+            ("--undo",),
+            {"action": "store_true", "help": "no token: undo the last change of the login by a sandbox"},
+        ),
+        (
+            ("--take",),
+            {
+                "action": "store_true",
+                "help": "no token: use the login made in this project's sandbox in all",
+            },
+        ),
+    ),
     "reply": (
         (("name",), {"metavar": "NAME", "help": "a VM's name, a project's name or its path"}),
         (

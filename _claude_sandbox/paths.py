@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from _claude_sandbox import runtime
@@ -34,6 +35,12 @@ def default_settings() -> Path:
 def token_file() -> Path:
     """The long-lived token, beside the settings directory and so never mounted into a VM."""
     return home() / ".claude-sandbox" / "oauth-token"
+
+
+def claude_directories(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """The directories of the user's own Claude Code: never written by us."""
+    more = environ.get("CLAUDE_CONFIG_DIR")
+    return (home() / ".claude", *((Path(more),) if more else ()))
 
 
 def lima_home() -> Path:

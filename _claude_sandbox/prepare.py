@@ -191,12 +191,19 @@ def _tell(ctx: Context, instance: Instance, report: settings_sync.PrepareReport)
             f"The host will not hear when Claude needs you: hooks need root in {instance.name}, and sudo failed there."
         )
     if report.collected:
-        ctx.progress.note(f"{instance.name} changed the login; it is in {report.collected.where} now.")
+        ctx.progress.note(_changed(report.collected))
     if report.saved:
         where = f"~/.claude/{report.saved_in}"
         ctx.progress.warn(
             f"Changed here and in the sandbox: {', '.join(report.saved)}. Yours won; the sandbox's are in {where}"
         )
+
+
+def _changed(taken: login.Collected) -> str:
+    return (
+        f"{taken.sandbox} changed the login; it is in {taken.where} now. "
+        "`claude-sandbox login --undo` puts the previous one back."
+    )
 
 
 def _login(ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None = None) -> login.Login:
@@ -206,6 +213,7 @@ def _login(ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None 
         runner=ctx.runner,
         state_dir=paths.state_dir(),
         warn=warn or ctx.progress.warn,
+        ask=ctx.progress.ask,
     )
 
 
@@ -219,7 +227,7 @@ def _sync_login(ctx: Context, chosen: login.Login, guests: Mapping[str, Guest]) 
     """Collect a newer login from running sandboxes and hand it on. Trouble is a warning, never a stop."""
     try:
         for taken in login_sync.sync_running(guests, chosen, ctx.progress.warn):
-            ctx.progress.note(f"{taken.sandbox} changed the login; it is in {taken.where} now.")
+            ctx.progress.note(_changed(taken))
     except ClaudeSandboxError as error:
         ctx.progress.warn(f"The login was not taken over from running sandboxes: {error.brief}")
 

@@ -23,3 +23,7 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Something is not as it should be, and we go on. The same words again are not told again."""
+
+    def ask(self, question: str) -> bool | None:
+        """A yes/no question, no by default; None when there is nobody to ask, or not now."""
+        return None

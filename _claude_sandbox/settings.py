@@ -197,12 +197,10 @@ def mcp_servers(claude_json: Mapping[str, Any]) -> dict[str, Any]:
 
 def users_own_warning(directory: Path) -> str | None:
     """What to say when the settings directory is the user's own ~/.claude (spec 5.4); else None."""
-    own = [paths.home() / ".claude"]
-    if os.environ.get("CLAUDE_CONFIG_DIR"):
-        own.append(Path(os.environ["CLAUDE_CONFIG_DIR"]))
-    if directory.resolve() not in [path.resolve() for path in own]:
+    if directory.resolve() not in [path.resolve() for path in paths.claude_directories(os.environ)]:
         return None
     return (
         f"{directory} is your own Claude directory: the sandbox can read all of it, your conversations "
-        "and login included (it cannot change it)."
+        "and login included. It cannot change any of it; a login that it makes or refreshes is kept apart, "
+        "and a refresh there may log your own Claude out (`claude-sandbox login` prevents that)."
     )

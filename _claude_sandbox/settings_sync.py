@@ -70,6 +70,11 @@ class Seen:
     credential: bytes | None = field(default=None, repr=False)
     managed: Mapping[str, bytes] = field(default_factory=dict)
 
+    @property
+    def account(self) -> str:
+        """The account that the guest says its login belongs to; empty when it says none."""
+        return credential.account_of(self.claude_json)
+
 
 @dataclass(frozen=True)
 class PrepareReport:
@@ -112,8 +117,8 @@ def prepare(
         for attempt in range(ATTEMPTS):
             seen = fetch(guest)
             if seen.credential is not None:
-                collected = login.collect(seen.credential, sandbox) or collected
-            push = _Push(tree, seen, login, identity, hooks, warn)
+                collected = login.collect(seen.credential, sandbox, seen.account) or collected
+            push = _Push(tree, seen, login, sandbox, identity, hooks, warn)
             if push.is_empty or push.send(guest):
                 trips = 2 * attempt + (1 if push.is_empty else 2)
                 return push.report(collected, trips)
@@ -200,6 +205,7 @@ class _Push:
         tree: HostTree,
         seen: Seen,
         login: Login,
+        sandbox: str,
         identity: GitIdentity | None,
         hooks: bool,
         warn: Warn,
@@ -213,7 +219,7 @@ class _Push:
         self._files()
         self._settings()
         self._claude_json(login)
-        self._credential(login)
+        self._credential(login, sandbox)
         self._git(identity)
         if hooks:
             self._hooks()
@@ -308,12 +314,10 @@ class _Push:
         if merged != current:
             self.contents["claude.json"] = dump(merged)
 
-    def _credential(self, login: Login) -> None:
-        ours = login.hand_over()
-        if ours is not None:
-            merged = credential.merge(self.seen.credential, ours)
-            if merged is not None:
-                self.contents["credentials.json"] = merged
+    def _credential(self, login: Login, sandbox: str) -> None:
+        content = login.bring(self.seen.credential, sandbox, self.seen.account)
+        if content is not None:
+            self.contents["credentials.json"] = content
 
     def _git(self, identity: GitIdentity | None) -> None:
         for key in ("name", "email"):

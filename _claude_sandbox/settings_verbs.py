@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import find, login, paths, render, sandbox, settings_diff, terminal
+from _claude_sandbox import find, login, login_sync, paths, render, sandbox, settings_diff, terminal
 from _claude_sandbox.errors import Cancelled, SandboxNotFoundError, UsageError
 from _claude_sandbox.lima import RUNNING
 
@@ -79,7 +80,12 @@ def _pull(call: Call, guest: Guest, wanted: list[settings_diff.Difference]) -> i
 
 
 def login_verb(call: Call) -> int:
-    """Store a token of `claude setup-token` from stdin or a hidden prompt; `--forget` removes it."""
+    """Store a token of `claude setup-token` from stdin or a hidden prompt; `--forget` removes it.
+
+    `--undo` and `--take` are about the credential that sandboxes share instead.
+    """
+    if call.chosen.undo or call.chosen.take:
+        return _undo(call) if call.chosen.undo else _take(call)
     if call.chosen.dry_run:
         print(f"({'remove' if call.chosen.forget else 'write'} {paths.token_file()})")
         return 0
@@ -96,4 +102,56 @@ def login_verb(call: Call) -> int:
         text = sys.stdin.read(8192)
     path = login.store_token(text)
     print(f"Stored in {path}; every sandbox uses it from its next launch on.")
+    return 0
+
+
+def _shared(call: Call) -> login.CredentialLogin:
+    """The credential that sandboxes of these settings share. Raises UsageError where a token is used instead."""
+    chosen = login.select(
+        os.environ,
+        call.config.settings,
+        runner=call.runner,
+        state_dir=paths.state_dir(),
+        warn=call.progress.warn,
+    )
+    if not isinstance(chosen, login.CredentialLogin):
+        raise UsageError(f"Sandboxes use {chosen.description}; they share no login that could change.")
+    return chosen
+
+
+def _undo(call: Call) -> int:
+    """Put the shared login back to what it was before a sandbox changed it."""
+    shared = _shared(call)
+    if call.chosen.dry_run:
+        print(f"(put the previous login back into {shared.store.where})")
+        return 0
+    by = shared.undo()
+    if by is None:
+        print(f"Nothing to undo: no sandbox has changed {shared.store.where} since.")
+        return 0
+    print(f"The previous login is back in {shared.store.where}; sandboxes get it at their next launch.")
+    if by:
+        print(f"{by} had changed it: before a login from there is used again, you are asked.")
+    return 0
+
+
+def _take(call: Call) -> int:
+    """Use the login that was made in this project's sandbox in all of them, after the user's yes."""
+    shared = _shared(call)
+    if call.chosen.dry_run:
+        print(f"(take the login of this project's sandbox into {shared.store.where})")
+        return 0
+    guest = _guest(call)
+    name = guest.instance.name
+    account, value = login_sync.look(guest)
+    if value is None:
+        raise UsageError(f"There is no login in {name}.", resolution="/login in its Claude makes one.")
+    if not call.confirm(f"Use the login of {name} in every sandbox of {call.config.settings}?"):
+        raise Cancelled("Nothing was taken over.", resolution="Without a terminal, say -y.")
+    taken = shared.settle(value, name, account, take=True)
+    print(
+        f"Every sandbox gets the login of {name}; it is in {taken.where}."
+        if taken
+        else f"Nothing was taken over: {shared.store.where} has this login, or it can not be a valid one."
+    )
     return 0

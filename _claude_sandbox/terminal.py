@@ -72,6 +72,9 @@ class LineProgress(Progress):
             self._warned.add(text)
             print(f"Warning: {_clean(text)}", file=sys.stderr, flush=True)
 
+    def ask(self, question: str) -> bool | None:
+        return ask(question)
+
 
 class TerminalProgress(Progress):
     """A spinner with what happens now and the seconds; a ✓ line with the time when it is done."""
@@ -124,6 +127,9 @@ class TerminalProgress(Progress):
         if text not in self._warned:
             self._warned.add(text)
             self._rich().print(f"[yellow]Warning:[/] {_escape(_clean(text))}")
+
+    def ask(self, question: str) -> bool | None:
+        return ask(question) if self._status is None else None
 
 
 def _clean(text: str) -> str:

@@ -21,7 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 1 the host: where things live, processes, files
     ("paths", "run", "files", "progress", "hookevent", "processes"),
     # 2 values, and single tools of the host
-    ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
+    ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
      "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from credentials import FakeRunner, ShGuest, oauth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,32 +16,7 @@ from _claude_sandbox import credential, login, login_sync, paths
 from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError, UsageError
 from _claude_sandbox.guest import guest_script
 from _claude_sandbox.login import Collected, CredentialLogin, TokenLogin
-from _claude_sandbox.run import Command, Result
-
-HOUR = 3600 * 1000
-
-
-def oauth(hours: float = 8, access: str = "sk-ant-oat01-abcdefgh", **more: Any) -> bytes:
-    value = {
-        "accessToken": access, "refreshToken": "sk-ant-ort01-abcdefgh",
-        "expiresAt": int(time.time() * 1000 + hours * HOUR), "scopes": ["user:inference"],
-        "subscriptionType": "max", "rateLimitTier": None, **more,
-    }  # fmt: skip
-    return json.dumps({"claudeAiOauth": value}).encode()
-
-
-class FakeRunner:
-    """Answers `security`; records argv and stdin."""
-
-    def __init__(self, item: bytes | None = None, stderr: bytes = b"") -> None:
-        self.item, self.stderr = item, stderr
-        self.calls: list[tuple[tuple[str, ...], bytes]] = []
-
-    def run(self, command: Command, *, input: bytes = b"", **_: Any) -> Result:
-        self.calls.append((command.argv, input))
-        if "-w" in command.argv:
-            return Result(44) if self.item is None else Result(0, self.item + b"\n")
-        return Result(0, b"", self.stderr)
+from _claude_sandbox.run import Result
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +42,13 @@ def from_file(home: Path, raw: bytes | None = None, warnings: list[str] | None =
     if raw is not None:
         path.write_bytes(raw)
     warn = warnings.append if warnings is not None else pytest.fail
-    return CredentialLogin(credential.FileStore(path), home / "state" / "lock", warn)
+    return CredentialLogin(credential.FileStore(path), home / "state", warn)
+
+
+def handed(strategy: CredentialLogin, *sandboxes: str) -> None:
+    """As launches of these sandboxes do it."""
+    for sandbox in sandboxes:
+        strategy.bring(None, sandbox)
 
 
 # -- selection -------------------------------------------------------------------------------------
@@ -175,27 +155,31 @@ def test_a_url_that_is_none() -> None:
     "raw",
     [
         b"", b"{}", b"[]", b"\xff", b'{"claudeAiOauth": 1}', b"[" * 70_000,
-        oauth(hours=-30), oauth(hours=24 * 401), oauth(expiresAt="soon"), oauth(expiresAt=True), oauth(expiresAt=1.5),
+        oauth(hours=-30), oauth(hours=25), oauth(hours=24 * 399), oauth(expiresAt="soon"), oauth(expiresAt=True), oauth(expiresAt=1.5),
         oauth(access="short"), oauth(access="with blank inside"), oauth(access="x" * 9000), oauth(refreshToken=None),
         oauth(scopes="all"), oauth(scopes=["\x1b[2J"]), oauth(scopes=["a"] * 51), oauth(subscriptionType={"a": 1}),
         oauth() + b" " * 70_000,
     ],
 )  # fmt: skip
 def test_what_is_not_plausible_is_not_taken(home: Path, raw: bytes) -> None:
-    assert from_file(home, oauth(1)).collect(raw, "vm") is None
-    assert from_file(home).store.read() is not None
+    warnings: list[str] = []
+    strategy = from_file(home, oauth(1), warnings)
+    handed(strategy, "vm")
+    assert strategy.collect(raw, "vm") is None
+    assert strategy.store.read() == oauth_at(home)
+    assert not any("sk-ant" in text for text in warnings)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 def test_no_bytes_of_a_guest_raise(raw: bytes) -> None:
-    assert credential.parse(raw) is None
-    assert credential.merge(raw, oauth()) is not None
+    assert credential.parse(raw) is None and credential.account_of(raw) == ""
 
 
 def test_a_newer_one_is_taken_and_the_previous_kept(home: Path) -> None:
     old = json.dumps({**json.loads(oauth(1)), "mcpOAuth": {"mine": 1}}).encode()
     new = json.loads(oauth(5, access="sk-ant-oat01-newnewnew", unknown="dropped"))
     strategy = from_file(home, old)
+    handed(strategy, "vm-a", "vm-b")
     taken = strategy.collect(json.dumps({**new, "mcpOAuth": {"evil": 1}}).encode(), "vm-a")
     path = home / "settings" / ".credentials.json"
     assert taken == Collected("vm-a", str(path))
@@ -204,7 +188,7 @@ def test_a_newer_one_is_taken_and_the_previous_kept(home: Path) -> None:
     assert stored["claudeAiOauth"]["accessToken"] == "sk-ant-oat01-newnewnew"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.with_name(".credentials.json.previous").read_bytes() == old
-    assert strategy.collect(oauth(2), "vm-b") is None
+    assert strategy.collect(old, "vm-b") is None, "what it was handed before is nothing new"
 
 
 def test_the_first_login_is_taken_and_a_link_stays_a_link(home: Path) -> None:
@@ -229,16 +213,19 @@ def test_a_host_file_of_unknown_form_is_said_and_not_handed_over(home: Path) -> 
     assert from_file(home, b"{}", warnings).hand_over() is None and warnings
 
 
-def test_merge_sends_only_what_the_guest_lacks() -> None:
-    ours = oauth(2)
-    there = json.dumps({"mcpOAuth": {"its": 1}, **json.loads(oauth(1))}).encode()
-    merged = credential.merge(there, ours)
+def test_a_guest_gets_only_what_it_lacks(home: Path) -> None:
+    strategy = from_file(home, oauth(2))
+    there = json.dumps({"mcpOAuth": {"its": 1}, **json.loads(oauth(1, "sk-ant-oat01-own-older"))}).encode()
+    assert strategy.bring(there, "vm") is None, "its own, which nobody has decided about"
+    content = strategy.bring(None, "vm")
+    assert credential.parse(content) == credential.parse(oauth_at(home))
+    assert strategy.bring(content, "vm") is None
+    (home / "settings" / ".credentials.json").write_bytes(oauth(3, "sk-ant-oat01-of-the-host"))
+    with_more = json.dumps({"mcpOAuth": {"its": 1}, **json.loads(content or b"")}).encode()
+    merged = strategy.bring(with_more, "vm")
     assert merged is not None and json.loads(merged)["mcpOAuth"] == {"its": 1}
-    assert credential.parse(merged) == credential.parse(ours)
-    assert credential.merge(merged, ours) is None
-    assert credential.merge(oauth(3), ours) is None, "a newer one in the guest has replaced our refresh token"
-    assert credential.merge(oauth(24 * 500), ours) is not None
-    assert credential.merge(None, b"{}") is None
+    assert credential.parse(merged) == credential.parse(oauth_at(home))
+    assert strategy.bring(oauth(-50, "sk-ant-oat01-forgotten"), "other") is not None, "no longer valid there"
 
 
 # -- the keychain ----------------------------------------------------------------------------------
@@ -280,38 +267,25 @@ def test_what_the_keychain_cannot_take_is_an_error() -> None:
 # -- between running sandboxes ---------------------------------------------------------------------
 
 
-class ShGuest:
-    """Runs the guest's scripts on this host in a home of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        home.mkdir(exist_ok=True)
-
-    @property
-    def file(self) -> Path:
-        return self.home / ".claude" / ".credentials.json"
-
-    def run(self, script: str, *arguments: str, input: bytes = b"", timeout: float = 60) -> Result:
-        done = subprocess.run(
-            ["sh", "-c", script, "sh", *arguments], check=False, input=input, capture_output=True, timeout=60,
-            env={"PATH": os.environ["PATH"], "HOME": str(self.home)},
-        )  # fmt: skip
-        return Result(done.returncode, done.stdout, done.stderr)
-
-
 def test_a_login_in_one_sandbox_reaches_the_others(home: Path) -> None:
     guests = {name: ShGuest(home / name) for name in "abc"}
     guests["a"].file.parent.mkdir()
     guests["a"].file.write_bytes(oauth(6))
     guests["b"].file.parent.mkdir()
     guests["b"].file.write_bytes(b"garbage")
-    taken = login_sync.sync_running(guests, from_file(home, oauth(1)), pytest.fail)
+    strategy = from_file(home, oauth(1, "sk-ant-oat01-of-the-host"))
+    handed(strategy, *guests)
+    taken = login_sync.sync_running(guests, strategy, pytest.fail)
     assert [item.sandbox for item in taken] == ["a"]
     for guest in guests.values():
         assert credential.parse(guest.file.read_bytes()) == credential.parse(oauth_of(guests["a"]))
         assert not list(guest.file.parent.glob(".credentials.??????"))
     assert guests["b"].file.stat().st_mode & 0o777 == 0o600
     assert login_sync.sync_running(guests, from_file(home), pytest.fail) == []
+
+
+def oauth_at(home: Path) -> bytes:
+    return (home / "settings" / ".credentials.json").read_bytes()
 
 
 def oauth_of(guest: ShGuest) -> bytes:
@@ -340,6 +314,7 @@ def test_a_guest_that_hangs_or_fails_costs_no_more_than_the_budget(home: Path) -
     began = time.monotonic()
     guests: dict[str, Any] = {"h": Hanging(), "f": Failing(), "a": ShGuest(home / "a")}
     strategy = from_file(home, oauth(1))
+    handed(strategy, *guests)
     assert login_sync.sync_running(guests, strategy, warnings.append, budget=1.0) == []
     assert time.monotonic() - began < 3
     assert len(warnings) == 2

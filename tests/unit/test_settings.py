@@ -152,7 +152,13 @@ class Handing:
     def hand_over(self) -> bytes | None:
         return self.content
 
-    def collect(self, fetched: bytes, sandbox: str) -> Collected | None:
+    def bring(self, there: bytes | None, sandbox: str, account: str = "") -> bytes | None:
+        return self.content if self.content is not None and there != self.content else None
+
+    def shares(self, sandbox: str) -> bool:
+        return True
+
+    def collect(self, fetched: bytes, sandbox: str, account: str = "") -> Collected | None:
         self.fetched.append(fetched)
         return Collected(sandbox, "there")
 
