@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -380,5 +381,19 @@ def help_text(verb: Verb) -> str:
     )
 
 
+def outline(argv: Sequence[str]) -> str:
+    """What was typed without any value: the verb, the options, how many words stand behind `--`."""
+    words = list(itertools.takewhile(lambda word: word != "--", argv))
+    at = _find_verb(words)
+    verb = [] if at is None else [words[at] if words[at] in VERBS else "…"]
+    flags = [flag if flag in known_flags() else "-…" for flag in _typed(words)]
+    behind = len(argv) - len(words) - 1
+    return " ".join([_ME, *verb, *flags, *([f"-- ({behind} words)"] if behind >= 0 else [])])
+
+
+def version() -> dict[str, str]:
+    return {"version": __version__, "python": sys.version.split()[0]}
+
+
 def version_text() -> str:
-    return f"{_ME} {__version__} (Python {sys.version.split()[0]})"
+    return f"{_ME} {__version__} (Python {version()['python']})"
