@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from _claude_sandbox import options, render
+from _claude_sandbox import __version__, options, render
 from _claude_sandbox.errors import EXIT_INTERRUPTED, ClaudeSandboxError
+from _claude_sandbox.files import LogFile
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +25,10 @@ def main(argv: Sequence[str]) -> int:
             print(options.help_text(verb), end="")
             return 0
         if chosen.version or verb.name == "version":
-            print(options.version_text())
+            if as_json:
+                render.print_json(options.version())
+            else:
+                print(options.version_text())
             return 0
         _log_to_stderr(chosen.verbose)
         from _claude_sandbox import commands
@@ -34,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
         render.error(error, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        print(file=sys.stderr)
+        render.error(ClaudeSandboxError("Interrupted."), as_json=as_json)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it at exit.
@@ -44,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         render.error(_os_error(error), as_json=as_json)
         return 1
     except Exception:  # noqa: BLE001 - the one place: a bug becomes a sentence and a log
-        return _internal_error(argv)
+        render.error(_internal_error(argv), as_json=as_json)
+        return 1
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -71,7 +77,7 @@ def _os_error(error: OSError) -> ClaudeSandboxError:
     )
 
 
-def _internal_error(argv: Sequence[str]) -> int:
+def _internal_error(argv: Sequence[str]) -> ClaudeSandboxError:
     """A bug of ours: the traceback goes to a file, the user gets a sentence."""
     import time
     import traceback
@@ -79,15 +85,16 @@ def _internal_error(argv: Sequence[str]) -> int:
     text = traceback.format_exc()
     if os.environ.get("CLAUDE_SANDBOX_DEBUG"):
         sys.stderr.write(text)
-    try:
+    where = "the output of CLAUDE_SANDBOX_DEBUG=1"
+    with contextlib.suppress(ClaudeSandboxError, OSError):
         from _claude_sandbox import paths
 
-        file: Path | None = paths.logs_dir() / "internal-errors.log"
-        assert file is not None
-        with file.open("a", encoding="utf-8", errors="backslashreplace") as log:
-            log.write(f"--- {time.strftime('%F %T')} {list(argv)!r}\n{text}")
-    except (ClaudeSandboxError, OSError):
-        file = None
-    print(f"Error: an error inside claude-sandbox: {text.splitlines()[-1]}", file=sys.stderr)
-    print(f"Please report it with {file or 'the output of CLAUDE_SANDBOX_DEBUG=1'}.", file=sys.stderr)
-    return 1
+        log = LogFile(paths.logs_dir() / "internal-errors.log")
+        # The words that were typed may hold a secret, and the log is for a report: options without values.
+        entry = f"--- {time.strftime('%F %T')} {__version__} {options.outline(argv)}\n{text}"
+        log.write(entry.encode("utf-8", "backslashreplace"))
+        where = str(log.path) if log.path.exists() else where
+    return ClaudeSandboxError(
+        f"an error inside claude-sandbox: {text.splitlines()[-1]}",
+        resolution=f"Please report it with {where}.",
+    )

@@ -17,21 +17,27 @@ def script(shell: str) -> str:
 
 def _bash() -> str:
     verbs, flags = _words()
+    # macOS has bash 3.2: no `mapfile`, no `compopt`.
     return f"""# bash completion of claude-sandbox
+_claude_sandbox_offer() {{
+  local line
+  COMPREPLY=()
+  while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen "$@" -- "$cur")
+}}
 _claude_sandbox() {{
   local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}}
   case $prev in
-    -d|--dir|-s|--settings|--mount) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return;;
-    -t|--template) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return;;
-    -c|--clone-from) mapfile -t COMPREPLY < <(compgen -W "$(limactl list -q 2>/dev/null)" -- "$cur"); return;;
-    completion) mapfile -t COMPREPLY < <(compgen -W "bash zsh fish" -- "$cur"); return;;
-    settings) mapfile -t COMPREPLY < <(compgen -W "diff pull" -- "$cur"); return;;
-    notify) mapfile -t COMPREPLY < <(compgen -W "test" -- "$cur"); return;;
-    reply) mapfile -t COMPREPLY < <(compgen -W "$(claude-sandbox list 2>/dev/null | awk 'NR>1{{print $1}}')" -- "$cur"); return;;
+    -d|--dir|-s|--settings|--mount) _claude_sandbox_offer -d; return;;
+    -t|--template) _claude_sandbox_offer -f; return;;
+    -c|--clone-from) _claude_sandbox_offer -W "$(limactl list -q 2>/dev/null)"; return;;
+    completion) _claude_sandbox_offer -W "bash zsh fish"; return;;
+    settings) _claude_sandbox_offer -W "diff pull"; return;;
+    notify) _claude_sandbox_offer -W "test"; return;;
+    reply) _claude_sandbox_offer -W "$(claude-sandbox list 2>/dev/null | awk 'NR>1{{print $1}}')"; return;;
   esac
   case $cur in
-    -*) mapfile -t COMPREPLY < <(compgen -W "{" ".join(flags)}" -- "$cur");;
-    *) mapfile -t COMPREPLY < <(compgen -W "{" ".join(verbs)}" -- "$cur");;
+    -*) _claude_sandbox_offer -W "{" ".join(flags)}";;
+    *) _claude_sandbox_offer -W "{" ".join(verbs)}";;
   esac
 }}
 complete -F _claude_sandbox claude-sandbox

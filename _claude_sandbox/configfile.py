@@ -59,17 +59,29 @@ def parse(text: str, file: Path) -> Mapping[str, Entry]:
             if key in entries:
                 raise ConfigError(f"{file}:{line}: {key} stands here twice.")
             _no_sexagesimals(value_node)
-            entries[key] = Entry(loader.construct_object(value_node, deep=True), line)
+            entries[key] = Entry(_value(loader, value_node, f"{file}:{line}: {key}"), line)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         raise ConfigError(
             f"{file}:{line}: {getattr(error, 'problem', None) or 'no readable YAML'}."
         ) from error
-    # PyYAML's constructors raise these too, for `!!bool x`, `!!timestamp x` or `!!int ""`.
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{file}:1: a value cannot be read: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}:1: not readable YAML: {error}.") from error
     return entries
+
+
+def _value(loader: Any, node: Any, where: str) -> Any:
+    """What a node stands for. Raises ConfigError that begins with `where`."""
+    try:
+        return loader.construct_object(node, deep=True)
+    # PyYAML's constructors raise these besides YAMLError, for `!!bool x`, `!!timestamp x` or `!!int ""`.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        raise ConfigError(
+            f"{where}: the value cannot be read as YAML ({kind}).",
+            resolution="Put it in quotes, and leave out tags such as `!!timestamp`.",
+        ) from error
 
 
 def _no_sexagesimals(node: Any) -> None:

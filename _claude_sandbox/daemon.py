@@ -28,11 +28,10 @@ from typing import Any
 
 from _claude_sandbox import __version__, processes, run, runtime
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
-from _claude_sandbox.files import is_locked, listens, lock, read_json, write_json
+from _claude_sandbox.files import LOG_LIMIT, LogFile, is_locked, listens, lock, read_json, rotate, write_json
 from _claude_sandbox.run import Command
 
 START_SECONDS, STOP_SECONDS = 30.0, 8.0
-LOG_LIMIT = 1 << 20  # bytes; as much again in the rotated one
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between two starts of a worker that crashes
 LIVED = 10.0  # seconds after which a worker's end is no failed start
 TRIES = 12  # failed starts in a row, then the parent gives up (about 3 minutes)
@@ -353,28 +352,16 @@ def stop_when_told(stop: Callable[[], None], orphaned: Callable[[], None], log: 
 
 
 class Log:
-    """Lines with a time, appended; past `limit` bytes the file's content becomes `NAME.1`.
-
-    By copy and truncation, because parent and worker have the file open as their stderr.
-    """
+    """Lines with a time, appended; bounded (files.LogFile). Parent and worker have the file open as their stderr."""
 
     def __init__(self, path: Path, limit: int = LOG_LIMIT) -> None:
-        self.path, self.limit = path, limit
+        self.path = path
+        self._file = LogFile(path, limit)
 
     def say(self, text: str) -> None:
         """Never raises: a full disk must not end a server."""
         line = f"{time.strftime('%F %T')} [{os.getpid()}] {text}\n"
-        with contextlib.suppress(OSError):
-            self.rotate()
-            with self.path.open("ab", buffering=0) as file:
-                file.write(line.encode("utf-8", "backslashreplace"))
+        self._file.write(line.encode("utf-8", "backslashreplace"))
 
     def rotate(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.path.stat().st_size < self.limit:
-                return
-            with self.path.open("rb+") as file:
-                file.seek(-self.limit, os.SEEK_END)
-                old = file.read()
-                self.path.with_name(self.path.name + ".1").write_bytes(old)
-                file.truncate(0)
+        rotate(self.path, self._file.limit)

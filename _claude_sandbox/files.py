@@ -13,6 +13,8 @@ from typing import Any
 
 from _claude_sandbox.errors import ClaudeSandboxError
 
+LOG_LIMIT = 1 << 20  # bytes of a log; as much again is kept in NAME.1
+
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Replace `path` as a whole: a reader, or a crash, sees the old content or the new.
@@ -43,6 +45,39 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def rotate(path: Path, limit: int = LOG_LIMIT) -> None:
+    """A log that has reached `limit` bytes becomes `NAME.1` (its last `limit` bytes) and is empty again.
+
+    By copy and truncation, because others may have it open to append to it. Never raises OSError.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size < limit:
+            return
+        with path.open("rb+") as file:
+            file.seek(-limit, os.SEEK_END)
+            write_atomic(path.with_name(path.name + ".1"), file.read(), durable=False)
+            file.truncate(0)
+
+
+class LogFile:
+    """A log to append to, of at most `limit` bytes and as much again in `NAME.1`; readable by its user alone.
+
+    No write raises OSError: a full disk must not end what is logged.
+    """
+
+    def __init__(self, path: Path, limit: int = LOG_LIMIT) -> None:
+        self.path, self.limit = path, limit
+
+    def write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            rotate(self.path, self.limit)
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                if os.fstat(fd).st_mode & 0o077:  # made by an older version
+                    os.fchmod(fd, 0o600)
+                file.write(data[-self.limit :])
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -21,83 +22,98 @@ CLAUDE = ""  # the bare command
 
 @dataclass(frozen=True)
 class Verb:
-    """One subcommand. `settings`: it takes the options of the settings table; `rest`: and `-- ARGS`."""
+    """One subcommand, and which options it takes: those that have an effect there, no others.
+
+    `settings`: the keys of the settings table whose options it takes; `rest`: what may follow `--`.
+    `changes`: it changes something, so it has --dry-run; `force`: it stops or asks, so it has --force;
+    `json`: what it says can be data (not where the output is another program's). `project`: it is about one
+    project, so it has --dir.
+    """
 
     name: str
     help: str
     examples: tuple[str, ...] = ()
-    settings: bool = False
+    settings: tuple[str, ...] = ()
     rest: str = ""
     changes: bool = True
+    force: bool = False
+    json: bool = True
     project: bool = True
     hidden: bool = False
 
 
 _ME = "claude-sandbox"
+_CHANGE = ("settings", "ports", "cpus", "memory", "disk", "full-clone", "mounts")  # of a VM that is there
+_MAKE = (*_CHANGE, "clone-from", "template")
 VERBS = {
     verb.name: verb
     for verb in (
         Verb(CLAUDE, "make sure that the project's sandbox runs, and run Claude Code in it",
-             ("", "-p 3000 --memory 8GiB", "-- --resume", "-d ~/projects/app --new"), True, "CLAUDE-ARGS"),
+             ("", "-p 3000 --memory 8GiB", "-- --resume", "-d ~/projects/app --new"), (*_MAKE, "voice"), "CLAUDE-ARGS",
+             force=True, json=False),
         Verb("shell", "a login shell in the sandbox, or one command", ("shell", "shell -- make test",
-             "shell < script.sh"), True, "CMD"),
+             "shell < script.sh"), _MAKE, "CMD", force=True, json=False),
         Verb("create", "make the sandbox without attaching to it", ("create", "create -c my-base --disk 50GiB"),
-             True),
-        Verb("start", "start the sandbox without attaching to it", ("start",), True),
-        Verb("stop", "stop this project's sandbox", ("stop", "stop -f")),
-        Verb("restart", "stop and start, applying changed settings", ("restart -p 8080",), True),
-        Verb("stop-all", "stop every sandbox", ("stop-all",), project=False),
-        Verb("status", "the base VM, the servers and every sandbox", ("status", "status --json"), True,
-             changes=False),
+             _MAKE, force=True),
+        Verb("start", "start the sandbox without attaching to it", ("start",), _MAKE, force=True),
+        Verb("stop", "stop this project's sandbox", ("stop", "stop -f"), force=True),
+        Verb("restart", "stop and start, applying changed settings", ("restart -p 8080",), _CHANGE, force=True),
+        Verb("stop-all", "stop every sandbox", ("stop-all",), force=True, project=False),
+        Verb("status", "the base VM, the servers and every sandbox", ("status", "status --json"),
+             ("clone-from", "template"), changes=False),
         Verb("list", "every sandbox, a line each", ("list", "list --json"), changes=False, project=False),
         Verb("info", "everything about this project's sandbox", ("info", "info --json"), changes=False),
         Verb("watch", "a live view of every sandbox: what Claude wants, since when; keys to attach, answer, stop",
-             ("watch", "watch --json"), project=False),
+             ("watch", "watch --json"), changes=False, force=True, project=False),
         Verb("next", "attach to the Claude that has waited longest for you (exit code 1: none does)",
              ("next", "next --json"), project=False),
         Verb("reply", "answer a Claude in its tmux pane: a choice of its dialog, or a text; without TEXT show what it asks",
              ("reply app", "reply app yes", "reply app 2", "reply claude-sandbox-app -- --verbose, please", "reply ~/projects/app - < notes.txt"),
              rest="TEXT", project=False),
-        Verb("notify", "show a test notification by every way, and say which of them work", ("notify test",),
-             changes=False, project=False),
-        Verb("delete", "delete this project's sandbox, never a file of the project", ("delete", "delete -y")),
+        Verb("notify", "show a test notification by every way, and say which of them work", ("notify test",), project=False),
+        Verb("delete", "delete this project's sandbox, never a file of the project", ("delete", "delete -y"),
+             force=True),
         Verb("prune", "delete sandboxes by name prefix, or those whose project is gone; free caches",
-             ("prune", "prune claude-sandbox-test", "prune --orphans -y", "prune --cache"), project=False),
-        Verb("update", "bring a newer Claude Code into this project's sandbox", ("update",), True),
+             ("prune", "prune claude-sandbox-test", "prune --orphans -y", "prune --cache"), force=True, project=False),
+        Verb("update", "bring a newer Claude Code into this project's sandbox", ("update",), _MAKE, force=True),
         Verb("events", "what Claude Code told from the sandboxes: permissions asked for, turns ended, …",
              ("events", "events -f --json", "events --since 2h"), changes=False, project=False),
-        Verb("restart-hooks", "stop and start the server that receives these events", ("restart-hooks",),
-             project=False),
+        Verb("restart-hooks", "stop and start the server that receives these events", ("restart-hooks",), project=False),
         Verb("rebuild-tools-vm", "build the tools VM of which sandboxes are cloned",
              ("rebuild-tools-vm", "rebuild-tools-vm --only claude,node,git", "rebuild-tools-vm --from-packages"),
-             True, project=False),
+             ("cpus", "memory", "disk"), force=True),
         Verb("setup", "install what this host lacks", ("setup", "setup -y"), project=False),
         Verb("doctor", "check this host, with a remedy for what is wrong", ("doctor", "doctor --json"),
              changes=False, project=False),
         Verb("settings", "compare the settings directory with the sandbox (diff), or take changes over (pull)",
-             ("settings diff", "settings pull CLAUDE.md"), True),
+             ("settings diff", "settings pull CLAUDE.md"), ("settings",), force=True),
         Verb("login", "store a long-lived token (from `claude setup-token`) for all sandboxes",
              ("login", "login < token.txt", "login --forget", "login --undo"), project=False),
-        Verb("approve", "allow what this project's .claude-sandbox.yaml asks for", ("approve",)),
+        Verb("approve", "allow what this project's .claude-sandbox.yaml asks for", ("approve",), force=True),
         Verb("completion", "print a completion script for bash, zsh or fish",
              ('completion bash > ~/.local/share/bash-completion/completions/claude-sandbox',), changes=False,
-             project=False),
-        Verb("uninstall", "remove what claude-sandbox put on this host, after showing it", ("uninstall",),
-             project=False),
-        Verb("version", "print the version", ("version",), changes=False, project=False),
-        Verb("help", "print this help, or that of a verb", ("help shell",), changes=False, project=False),
-        Verb("_session", "run a prepared session (internal)", hidden=True),
-        Verb("_open", "show a session's terminal (internal)", project=False, hidden=True),
+             json=False, project=False),
+        Verb("uninstall", "remove what claude-sandbox put on this host, after showing it", ("uninstall",), force=True, project=False),
+        Verb("version", "print the version", ("version", "version --json"), changes=False, project=False),
+        Verb("help", "print this help, or that of a verb", ("help shell",), changes=False, json=False, project=False),
+        Verb("_session", "run a prepared session (internal)", json=False, hidden=True),
+        Verb("_open", "show a session's terminal (internal)", json=False, hidden=True),
     )
 }  # fmt: skip
 
-# Options of all verbs: flags, argparse keywords.
+# Options of all verbs, but for what `Verb` says: flags, argparse keywords.
 _COMMON: tuple[tuple[tuple[str, ...], dict[str, object]], ...] = (
     (("-d", "--dir"), {"metavar": "DIR", "help": "the project (default: the current directory)"}),
     (("-f", "--force"), {"action": "store_true", "help": "stop by force; do not ask"}),
     (("-y", "--yes"), {"action": "store_true", "help": "answer yes to every question"}),
     (("-v", "--verbose"), {"action": "store_true", "help": "show every command that is run"}),
-    (("-q", "--quiet"), {"action": "store_true", "help": "only warnings and errors"}),
+    (
+        ("-q", "--quiet"),
+        {
+            "action": "store_true",
+            "help": "only warnings, errors and what was asked for",
+        },
+    ),
     (("--json",), {"action": "store_true", "help": "print data as JSON"}),
     (("--dry-run",), {"action": "store_true", "help": "print the commands instead of running them"}),
     (("-h", "--help"), {"action": "store_true", "help": "print this help"}),
@@ -132,8 +148,15 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
         (("--from-packages",), {"action": "store_true", "help": "build from package registries alone"}),
     ),
     "settings": (
-        (("action",), {"choices": ("diff", "pull"), "help": "compare, or take the sandbox's changes over"}),
-        (("paths",), {"nargs": "*", "metavar": "PATH", "help": "only these files"}),
+        (
+            ("action",),
+            {
+                "choices": ("diff", "pull"),
+                "metavar": "diff|pull",
+                "help": "compare, or take the sandbox's changes over",
+            },
+        ),
+        (("paths",), {"nargs": "*", "metavar": "PATH", "default": [], "help": "only these files"}),
     ),
     "login": (
         (("--forget",), {"action": "store_true", "help": "remove the stored token"}),
@@ -165,16 +188,14 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
         ),
         (("--seq",), {"metavar": "N", "help": "only if it still asks what it asked at this event"}),
     ),
-    "notify": ((("action",), {"choices": ("test",), "help": "what to do"}),),
-    "completion": ((("shell",), {"choices": ("bash", "zsh", "fish"), "help": "which shell"}),),
+    "notify": ((("action",), {"choices": ("test",), "metavar": "test", "help": "what to do"}),),
+    "completion": (
+        (("shell",), {"choices": ("bash", "zsh", "fish"), "metavar": "bash|zsh|fish", "help": "which shell"}),
+    ),
     "help": ((("verb",), {"nargs": "?", "default": "", "metavar": "VERB", "help": "which verb"}),),
     "_session": ((("file",), {"help": argparse.SUPPRESS}),),
     "_open": ((("uuid",), {"help": argparse.SUPPRESS}),),
 }
-
-
-# The settings that matter to a verb, where it is not all of them; the others are accepted.
-_SHOWN = {"rebuild-tools-vm": ("cpus", "memory", "disk"), "status": ("clone-from", "template")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -194,11 +215,35 @@ def _setting_arguments(row: Setting) -> dict[str, object]:
     }
 
 
+def _name(verb: Verb) -> str:
+    """What is typed for it: `claude-sandbox stop`."""
+    return f"{_ME} {verb.name}".rstrip()
+
+
+def _common(verb: Verb) -> list[tuple[list[str], dict[str, object]]]:
+    """The options of all verbs, as far as this one takes them. `events -f` is its own."""
+    left_out = {flag for flags, _ in _OWN.get(verb.name, ()) for flag in flags}
+    for wanted, flags in (
+        (verb.force, {"-f", "--force"}), (verb.json, {"--json"}), (verb.changes, {"--dry-run"}),
+        (verb.project, {"-d", "--dir"}),
+    ):  # fmt: skip
+        left_out |= set() if wanted else flags
+    kept = (([flag for flag in flags if flag not in left_out], keywords) for flags, keywords in _COMMON)
+    return [(flags, keywords) for flags, keywords in kept if flags]
+
+
+def flags_of(verb: Verb) -> list[str]:
+    """Every option that the verb takes, sorted."""
+    own = [flag for flags, _ in _OWN.get(verb.name, ()) for flag in flags if flag.startswith("-")]
+    rows = [flag for row in SETTINGS if row.key in verb.settings for flag in row.flags]
+    return sorted({*own, *rows, *(flag for flags, _ in _common(verb) for flag in flags)})
+
+
 def parser_of(verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb, with every option that it takes."""
     examples = "\n".join(f"  {_ME} {example}".rstrip() for example in verb.examples)
     parser = _Parser(
-        prog=f"{_ME} {verb.name}".rstrip(),
+        prog=_name(verb),
         description=verb.help[:1].upper() + verb.help[1:] + ".",
         epilog=f"examples:\n{examples}" if examples else None,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32),
@@ -206,18 +251,17 @@ def parser_of(verb: Verb) -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=None,
     )
+    parser.set_defaults(dir=None, force=False, json=False, dry_run=False)
     for flags, keywords in _OWN.get(verb.name, ()):
         parser.add_argument(*flags, **keywords)  # type: ignore[arg-type]
     if verb.settings:
         group = parser.add_argument_group("settings")
         for row in SETTINGS:
-            if row.flags:
-                shown = {} if row.key in _SHOWN.get(verb.name, (row.key,)) else {"help": argparse.SUPPRESS}
-                group.add_argument(*row.flags, **{**_setting_arguments(row), **shown})  # type: ignore[arg-type]
+            if row.key in verb.settings:
+                group.add_argument(*row.flags, **_setting_arguments(row))  # type: ignore[arg-type]
     common = parser.add_argument_group("common options")
-    own = {flag for flags, _ in _OWN.get(verb.name, ()) for flag in flags}
-    for flags, keywords in _COMMON:  # `events -f` follows; its --force stays long
-        common.add_argument(*(flag for flag in flags if flag not in own), **keywords)  # type: ignore[arg-type]
+    for names, keywords in _common(verb):
+        common.add_argument(*names, **keywords)  # type: ignore[arg-type]
     if verb.rest:
         parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + f" [-- {verb.rest}…]"
     return parser
@@ -255,6 +299,22 @@ def _value_follows(cluster: str, takes: frozenset[str]) -> bool:
     return first == len(cluster) - 1
 
 
+def _typed(words: Sequence[str]) -> Iterator[str]:
+    """Every option that is typed, without its value; `-yd/tmp` is two."""
+    takes, skip = _value_flags(), False
+    for word in words:
+        if skip or not word.startswith("-") or word == "-":
+            skip = False
+        elif word.startswith("--"):
+            flag, is_sign, _ = word.partition("=")
+            skip = flag in takes and not is_sign
+            yield flag
+        else:
+            last = next((i for i, letter in enumerate(word) if f"-{letter}" in takes), len(word))
+            skip = last == len(word) - 1
+            yield from (f"-{letter}" for letter in word[1 : last + 1])
+
+
 def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
     """The verb, its options, and what stands behind `--`. Raises UsageError."""
     words, rest = list(argv), []
@@ -279,13 +339,11 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
         return verb, argparse.Namespace(help=True, version=False), rest
     if "--version" in words:
         return VERBS["version"], argparse.Namespace(help=False, version=True), rest
+    takes = flags_of(verb)
+    for flag in _typed(words):
+        if flag not in takes:
+            _reject(flag, verb)
     parser = parser_of(verb)
-    # Options of the settings table that this verb does not need are accepted and unused: one alias
-    # with -s or -t then serves every verb.
-    if not verb.settings:
-        for row in SETTINGS:
-            if row.flags:
-                parser.add_argument(*row.flags, **{**_setting_arguments(row), "help": argparse.SUPPRESS})  # type: ignore[arg-type]
     # Intermixed: `settings pull -y CLAUDE.md` has an option between two positional arguments. That way
     # argparse writes its usage text each time (5 ms), so only where there are any.
     positional = any(not flags[0].startswith("-") for flags, _ in _OWN.get(verb.name, ()))
@@ -294,29 +352,31 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
     if unknown:
         _reject(unknown[0], verb)
     if has_rest and not verb.rest:
-        raise UsageError(f"`{_ME} {verb.name}` runs no program: nothing may follow `--`.")
+        raise UsageError(
+            f"`{_name(verb)}` runs no program: nothing may follow `--`.",
+            resolution=f"See `{_name(verb)} --help`.",
+        )
     return verb, options, rest
 
 
 def _reject(word: str, verb: Verb) -> NoReturn:
+    see = f"See `{_name(verb)} --help`."
     if not word.startswith("-"):
+        behind = f"What is meant for the program goes behind `--`: {_name(verb)} -- {word}"
+        raise UsageError(f"Unexpected argument: {word}", resolution=behind if verb.rest else see)
+    flag = word.partition("=")[0]
+    takers = [other for other in VERBS.values() if flag in flags_of(other) and not other.hidden]
+    if takers:
+        names = ", ".join(other.name or f"{_ME} alone" for other in takers)
         raise UsageError(
-            f"Unexpected argument: {word}",
-            resolution=f"What is meant for the program goes behind `--`: {_ME} {verb.name} -- {word}".replace(
-                "  ", " "
-            )
-            if verb.rest
-            else f"See `{_ME} {verb.name} --help`.",
+            f"`{_name(verb)}` does not take {flag}: it would have no effect there.",
+            resolution=f"{flag} goes with: {names}. {see}",
         )
-    flag = word.split("=")[0]
     import difflib
 
-    near = difflib.get_close_matches(flag, known_flags(), 1)
-    hint = f"Did you mean {near[0]}? " if near and near[0] != flag else ""
-    where = f"`{_ME} {verb.name}`".replace(" `", "`")
-    raise UsageError(
-        f"Unknown option for {where}: {flag}", resolution=f"{hint}See `{_ME} {verb.name} --help`."
-    )
+    near = difflib.get_close_matches(flag, flags_of(verb), 1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UsageError(f"Unknown option for `{_name(verb)}`: {flag}", resolution=hint + see)
 
 
 def help_text(verb: Verb) -> str:
@@ -334,5 +394,19 @@ def help_text(verb: Verb) -> str:
     )
 
 
+def outline(argv: Sequence[str]) -> str:
+    """What was typed without any value: the verb, the options, how many words stand behind `--`."""
+    words = list(itertools.takewhile(lambda word: word != "--", argv))
+    at = _find_verb(words)
+    verb = [] if at is None else [words[at] if words[at] in VERBS else "…"]
+    flags = [flag if flag in known_flags() else "-…" for flag in _typed(words)]
+    behind = len(argv) - len(words) - 1
+    return " ".join([_ME, *verb, *flags, *([f"-- ({behind} words)"] if behind >= 0 else [])])
+
+
+def version() -> dict[str, str]:
+    return {"version": __version__, "python": sys.version.split()[0]}
+
+
 def version_text() -> str:
-    return f"{_ME} {__version__} (Python {sys.version.split()[0]})"
+    return f"{_ME} {__version__} (Python {version()['python']})"

@@ -24,7 +24,7 @@ from _claude_sandbox import (
 )
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
-from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.guest import Guest
 from _claude_sandbox.lima import Instance
@@ -105,7 +105,8 @@ class Given:
 def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick: bool = False) -> Given:
     """Settings, login and first-run files into the guest; returns what the session gets.
 
-    `quick`: not when this boot of the VM has had the same ones already. Raises GuestConnectionError.
+    `quick`: not when this boot of the VM has had the same ones already. What the guest cannot take (its disk is
+    full, it has no tar) is a warning: a session is how its user frees the disk. Raises GuestConnectionError.
     """
     warnings: list[str] = []
     unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
@@ -135,19 +136,25 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         for text in unfit:
             warn(text)
         _sync_login(ctx, chosen, _other_guests(ctx, instance))
-        report = settings_sync.prepare(
-            guest,
-            tree=tree,
-            login=chosen,
-            sandbox=instance.name,
-            state_dir=paths.state_dir(),
-            identity=first_run.git_identity(ctx.runner, paths.home()),
-            hooks=config.hooks,
-            warn=warn,
-        )
-        _tell(ctx, instance, report)
-        if seen is not None:
-            write_atomic(instance.dir / PREPARED, seen.encode())
+        try:
+            report = settings_sync.prepare(
+                guest,
+                tree=tree,
+                login=chosen,
+                sandbox=instance.name,
+                state_dir=paths.state_dir(),
+                identity=first_run.git_identity(ctx.runner, paths.home()),
+                hooks=config.hooks,
+                warn=warn,
+            )
+        except GuestConnectionError:
+            raise
+        except ClaudeSandboxError as error:  # a full disk, say: only a session can free it
+            warn(_not_brought(instance, error))
+        else:
+            _tell(ctx, instance, report)
+            if seen is not None:
+                write_atomic(instance.dir / PREPARED, seen.encode())
     if config.hooks:
         for trouble in listening():
             ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
@@ -203,6 +210,16 @@ def _changed(taken: login.Collected) -> str:
     return (
         f"{taken.sandbox} changed the login; it is in {taken.where} now. "
         "`claude-sandbox login --undo` puts the previous one back."
+    )
+
+
+def _not_brought(instance: Instance, error: ClaudeSandboxError) -> str:
+    """What a session goes without, why in the guest's last words, and what to do."""
+    words = (error.details or "").splitlines()
+    why = error.brief.rstrip(".") + (f" ({words[-1][:200]})" if words else "")
+    return (
+        f"Nothing was brought into ~/.claude of {instance.name} (settings, hooks, login file), which goes on with "
+        f"what it has. {why}. {error.resolution or ''}"
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.files import LogFile
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,6 +35,7 @@ def _log(command: Command, how: str = "") -> None:
 
 
 P = TypeVar("P", bound="asyncio.SubprocessProtocol")
+LOG_KEPT = 4 << 20  # bytes of what commands print: a build of the tools VM takes one
 TIMED_OUT = 124  # the exit code of coreutils' timeout
 
 
@@ -112,9 +114,9 @@ class Runner(Protocol):
         """Run to the end without a terminal: stdin is `input` or empty, output is captured.
 
         With `on_line` each line of stderr is handed over as it comes; with `logfile` stderr is
-        appended there. `on_start` gets the process id. `timeout` is in seconds; past it the
-        command's process group is ended and the result's code is 124. `limit` is how many bytes of
-        stdout are kept. `changes=False` marks a question, which a dry run really asks. Raises
+        appended there, bounded (files.LogFile). `on_start` gets the process id. `timeout` is in
+        seconds; past it the command's process group is ended and the result's code is 124. `limit` is
+        how many bytes of stdout are kept. `changes=False` marks a question, which a dry run really asks. Raises
         CommandNotFound.
         """
         ...
@@ -237,14 +239,13 @@ def _stream(
     if timer:
         timer.daemon = True
         timer.start()
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(logfile.open("ab", buffering=0)) if logfile else None
-        for line in process.stderr:
-            tail = [*tail[-199:], line]
-            if sink:
-                sink.write(line)
-            if on_line:
-                on_line(line.decode("utf-8", "replace").rstrip())
+    sink = LogFile(logfile, LOG_KEPT) if logfile else None
+    for line in process.stderr:
+        tail = [*tail[-199:], line]
+        if sink:
+            sink.write(line)
+        if on_line:
+            on_line(line.decode("utf-8", "replace").rstrip())
     process.wait()
     reader.join()
     if timer:

@@ -152,9 +152,10 @@ def fetch(guest: GuestLike) -> Seen:
     found, cut = read_tar(result.stdout, {*_ANSWER, *wanted.values()})
     if ".claude-sandbox/hashes" not in found:
         raise ClaudeSandboxError(
-            "The sandbox did not tell what stands in its ~/.claude.",
+            "The sandbox did not answer what is in its ~/.claude.",
             details=result.error_text[-500:] or f"exit code {result.returncode}",
-            resolution="Its disk may be full, or tar, find or sha256sum missing: look with `claude-sandbox shell`.",
+            resolution="Its disk may be full, or tar, find or sha256sum missing there: "
+            "look with `claude-sandbox shell -- df -h`.",
         )
     answer = {name: found.get(path) for path, name in _ANSWER.items()}
     states = manifest.parse_hashes(answer["hashes"] or b"")

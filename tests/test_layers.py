@@ -18,8 +18,9 @@ PACKAGE = "_claude_sandbox"
 LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
     ("errors", "remote", "runtime"),
-    # 1 the host: where things live, processes, files
-    ("paths", "run", "files", "progress", "hookevent", "processes"),
+    # 1 the host: where things live, files, processes
+    ("files",),
+    ("paths", "run", "progress", "hookevent", "processes"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
      "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),

@@ -25,15 +25,16 @@ fi
 if [ ! -f "$state/hashes" ] || ! cmp -s "$state/listing.new" "$state/listing"; then
     rm -f "$state/listing"
     : >"$state/hashes.new"
+    whole=yes # what was cut off by a full disk must not be taken for the truth when there is room again
     if [ $# -gt 0 ]; then
         {
-            find "$@" NESTED -type f -exec sha256sum {} +
-            find "$@" NESTED -type f -perm -100 -exec printf 'executable  %s\n' {} +
-            find "$@" NESTED -type l -exec printf 'link  %s\n' {} +
+            find "$@" NESTED -type f -exec sha256sum {} + || whole=
+            find "$@" NESTED -type f -perm -100 -exec printf 'executable  %s\n' {} + || whole=
+            find "$@" NESTED -type l -exec printf 'link  %s\n' {} + || whole=
         } >"$state/hashes.new"
     fi
     mv -f "$state/hashes.new" "$state/hashes"
-    cp "$state/listing.new" "$state/listing"
+    if [ -n "$whole" ]; then cp "$state/listing.new" "$state/listing"; fi
 fi
 
 known=

@@ -54,6 +54,35 @@ def test_bash_completes_verbs_flags_and_values() -> None:
     assert complete("claude-sandbox", "zzz") == [""]
 
 
+# What bash 3.2 of macOS does not have.
+NEWER = (
+    "mapfile",
+    "readarray",
+    "compopt",
+    "coproc",
+    "declare -A",
+    "local -A",
+    "local -n",
+    "|&",
+    "&>>",
+    "${cur^",
+    "${cur,",
+)
+
+
+def test_bash_3_2_understands_it() -> None:
+    text = completion.script("bash")
+    assert [word for word in NEWER if word in text] == []
+    script = f"enable -n mapfile readarray compopt\n{text}\nCOMP_WORDS=(claude-sandbox sta); COMP_CWORD=1"
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n_claude_sandbox; echo ${{COMPREPLY[@]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "" and done.stdout == "start status\n"
+
+
 def test_bash_completes_directories_and_vms(tmp_path: Path) -> None:
     (tmp_path / "dir one").mkdir()
     (tmp_path / "file").touch()

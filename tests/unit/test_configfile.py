@@ -58,7 +58,7 @@ def test_an_empty_file_is_fine(tmp_path: Path, text: str) -> None:
         (b"a: 1\nb: \xff\n", 2, "not UTF-8"),
         ("a: \0", 1, ""),
         ("a: !!bool maybe\n", 1, "cannot be read"),
-        ("a: !!timestamp x\n", 1, "cannot be read"),
+        ("b: 1\na: !!timestamp x\n", 2, "a: the value cannot be read as YAML (timestamp)"),
         ("a: !!int ''\n", 1, "cannot be read"),
         ("a: 2001-99-99\n", 1, "cannot be read"),
         ("a: [[[[[[[[1]]]]]]]]\n", 1, "nested deeper"),
@@ -73,6 +73,7 @@ def test_what_is_wrong_is_told_with_file_and_line(
         configfile.read(file)
     assert caught.value.brief.startswith(f"{file}:{line}: ")
     assert words in caught.value.brief
+    assert not any(word in str(caught.value) for word in ("NoneType", "attribute", "groupdict", "KeyError"))
 
 
 yamlish = st.text(st.sampled_from("ab:-[]{}&*!?|>'\"%@`#,<=\n 0123456789.~x\t"), max_size=40)

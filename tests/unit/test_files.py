@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.files import lock, read_json, write_atomic, write_json
+from _claude_sandbox.files import LogFile, lock, read_json, write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,3 +134,24 @@ def test_readers_share_and_keep_writers_out(tmp_path: Path) -> None:
             pass
         with pytest.raises(ClaudeSandboxError), lock(path, timeout=0.2):
             pass
+
+
+def test_a_log_is_bounded_private_and_keeps_the_previous_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    path.write_text("old\n")
+    path.chmod(0o644)
+    log = LogFile(path, 1000)
+    for number in range(200):
+        log.write(b"%03d %s\n" % (number, b"x" * 30))
+    log.write(b"y" * 5000)
+    log.write(b"the end\n")
+    kept = tmp_path / "x.log.1"
+    assert path.read_bytes() == b"the end\n" and 0 < kept.stat().st_size <= 1000
+    assert path.stat().st_mode & 0o777 == kept.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["x.log", "x.log.1"]
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    LogFile(tmp_path / "none" / "x.log").write(b"x")
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    LogFile(tmp_path / "full.log").write(b"x")

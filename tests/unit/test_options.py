@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _claude_sandbox import options
+from _claude_sandbox.config import SETTINGS
 from _claude_sandbox.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,16 +58,80 @@ OPTIONS: list[tuple[list[str], str, object]] = [
 NEEDED = {"settings": ["diff"], "completion": ["bash"], "notify": ["test"], "reply": ["app"]}
 
 
+# Which verbs take an option: those where it has an effect. -y, -v and -q go with every verb.
+MAKES = ["", "shell", "create", "start", "update"]
+PROJECTS = [*MAKES, "restart", "stop", "delete", "status", "info", "settings", "approve", "rebuild-tools-vm"]
+READS = ["status", "list", "info", "watch", "events", "doctor", "completion", "version", "help"]
+TAKERS: dict[str, list[str]] = {
+    "dir": PROJECTS,
+    "settings": [*MAKES, "restart", "settings"],
+    "clone-from": [*MAKES, "status"],
+    "template": [*MAKES, "status"],
+    "ports": [*MAKES, "restart"],
+    "mounts": [*MAKES, "restart"],
+    "full-clone": [*MAKES, "restart"],
+    "cpus": [*MAKES, "restart", "rebuild-tools-vm"],
+    "memory": [*MAKES, "restart", "rebuild-tools-vm"],
+    "disk": [*MAKES, "restart", "rebuild-tools-vm"],
+    "voice": [""],
+    "force": [*MAKES, "restart", "stop", "stop-all", "delete", "prune", "rebuild-tools-vm", "settings", "approve",
+              "uninstall", "watch"],
+    "json": [v for v in VERBS if v not in ("shell", "completion", "help")],
+    "dry_run": ["", *(v for v in VERBS if v not in READS)],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["", *VERBS])
 def test_options_before_and_after_every_verb(name: str) -> None:
+    """An option that would have no effect with a verb is a usage error that says where it goes."""
     verb = [name, *NEEDED.get(name, [])] if name else []
     for words, where, value in OPTIONS:
         if (name, words) == ("events", ["-f"]):
             where = "follow"  # the one verb whose -f is not --force
+        taken = name in TAKERS.get(where, [name])
+        if words == ["-fy"] or words == ["-yd", "/p"]:
+            taken = name in TAKERS["force" if words == ["-fy"] else "dir"] or (name, words[0]) == (
+                "events",
+                "-fy",
+            )
         for argv in ([*words, *verb], [*verb, *words]):
+            if not taken:
+                assert "does not take" in refusal(*argv), argv
+                continue
             found, chosen, rest = options.parse(argv)
             assert (found.name, rest) == (name, []), argv
             assert getattr(chosen, where) == value, argv
+
+
+def test_the_table_above_is_the_program_s() -> None:
+    """Both ways: no option is taken by a verb that is not in it, and every option of the settings is in it."""
+    for name in ["", *VERBS]:
+        taken = {where for where, takers in TAKERS.items() if name in takers}
+        flags = set(options.flags_of(options.VERBS[name]))
+        for words, where, _ in OPTIONS:
+            flag = words[0].split("=")[0]
+            if flag in ("-y", "--yes", "-v", "--verbose", "-q", "--quiet") or (name, flag) == (
+                "events",
+                "-f",
+            ):
+                assert flag in flags
+            elif flag not in ("-yd", "-fy", "-d/p"):
+                assert (flag in flags) == (where in taken), (name, flag)
+    assert {row.key for row in SETTINGS if row.flags} <= set(TAKERS)
+
+
+def test_a_refused_option_says_where_it_goes() -> None:
+    text = refusal("restart", "-c", "base")
+    assert (
+        "`claude-sandbox restart` does not take -c" in text and "create" in text and "restart --help" in text
+    )
+    assert "claude-sandbox alone" in refusal("shell", "--voice")
+    assert "  --help" not in refusal("--bogus") and "`claude-sandbox --help`" in refusal("--bogus")
+
+
+def test_what_is_missing_is_named() -> None:
+    assert "required: diff|pull." in refusal("settings")
+    assert "required: bash|zsh|fish." in refusal("completion")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +274,7 @@ def test_help_names_every_option_with_its_variable() -> None:
     for variable in ("CLAUDE_SANDBOX_BASE_VM", "CLAUDE_SANDBOX_TEMPLATE", "CLAUDE_SANDBOX_SETTINGS"):
         assert variable in text
     assert "[-- CMD…]" in text
-    assert "--cpus" not in options.help_text(options.VERBS["stop"])  # accepted there, but of no use
+    assert "--cpus" not in options.help_text(options.VERBS["stop"])
 
 
 def test_help_and_version_are_found_among_other_words() -> None:

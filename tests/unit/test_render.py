@@ -127,12 +127,12 @@ def test_marks() -> None:
 # -- the top: every error once, no traceback ---------------------------------------------------------
 
 
-def ends(monkeypatch: pytest.MonkeyPatch, problem: BaseException) -> int:
+def ends(monkeypatch: pytest.MonkeyPatch, problem: BaseException, *argv: str) -> int:
     def parse(_argv: object) -> object:
         raise problem
 
     monkeypatch.setattr(options, "parse", parse)
-    return cli.main([])
+    return cli.main(argv)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +156,40 @@ def test_a_user_never_sees_a_traceback(
     logs = list(home.rglob("internal-errors.log"))
     assert bool(logs) == isinstance(problem, ZeroDivisionError)
     assert all("Traceback" in log.read_text() and str(log) in err for log in logs)
+
+
+def test_the_log_of_bugs_is_bounded_private_and_without_what_was_typed(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "shell",
+        "-d",
+        "CANARY-1",
+        "--mount=CANARY-2",
+        "CANARY-3",
+        "-pCANARY-4",
+        "--CANARY-5",
+        "--",
+        "CANARY-6",
+        "x",
+    )
+    assert ends(monkeypatch, ZeroDivisionError("bug"), *words) == 1
+    [log] = home.rglob("internal-errors.log")
+    assert "claude-sandbox shell -d --mount -p -… -- (2 words)" in log.read_text()
+    assert "CANARY" not in log.read_text() and log.stat().st_mode & 0o777 == 0o600
+    log.write_bytes(b"x" * (1 << 20))
+    assert ends(monkeypatch, ZeroDivisionError("bug")) == 1
+    assert log.stat().st_size < 10_000 and log.with_name("internal-errors.log.1").stat().st_size == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [(ZeroDivisionError("bug"), 1), (KeyboardInterrupt(), 130), (OSError(28, "No space left", "/x"), 1)],
+)
+def test_every_end_is_json_with_json(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    problem: BaseException, code: int,
+) -> None:  # fmt: skip
+    assert ends(monkeypatch, problem, "stop", "--json") == code
+    out = capsys.readouterr().out
+    assert set(json.loads(out)["error"]) == {"message", "details", "resolution"}

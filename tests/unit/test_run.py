@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import Recorder
 
+from _claude_sandbox import run
 from _claude_sandbox.run import Command, CommandNotFound, DryRunner, LocalRunner, Result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +154,15 @@ def test_lines_come_as_they_are_written_and_go_to_the_log(tmp_path: Path) -> Non
     LocalRunner().run(sh(wait), on_line=on_line, logfile=log, timeout=30)
     assert lines == ["one", "two\ufffd"]
     assert log.read_bytes() == b"before\none\ntwo\xff"
+
+
+def test_the_log_of_what_commands_print_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LOG_KEPT", 2000)
+    log = tmp_path / "vm.log"
+    for _ in range(3):
+        LocalRunner().run(sh("for i in 1 2 3 4 5 6 7 8 9; do printf '%0300d\\n' $i >&2; done"), logfile=log)
+    assert 0 < log.stat().st_size <= 2400 and (tmp_path / "vm.log.1").stat().st_size <= 2000
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
