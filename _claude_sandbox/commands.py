@@ -131,6 +131,10 @@ class Call:
 def run(verb: options.Verb, chosen: argparse.Namespace, rest: Sequence[str]) -> int:
     """Carry a verb out; returns the exit code."""
     call = Call(verb, chosen, rest)
+    if os.geteuid() == 0:
+        from _claude_sandbox import identity
+
+        identity.leave_other_homes()
     if verb.name not in ("help", "completion", "_session"):
         _become_user(call)
     return _HANDLERS[verb.name](call)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.manifest import FileState, is_printable, parse_object
-from _claude_sandbox.run import Command, Runner
+from _claude_sandbox.run import Command, CommandNotFound, Runner
 
 SETTINGS_KEYS: Mapping[str, Any] = {"skipDangerousModePermissionPrompt": True}
 KEY_TAIL = 20  # characters of an API key by which Claude remembers that the user approved it
@@ -88,11 +88,15 @@ class GitIdentity:
 
 
 def git_identity(runner: Runner, home: Path) -> GitIdentity:
-    """The host user's identity. git runs in `home`, never in a directory that a guest can write."""
+    """The host user's identity; empty on a host without git. git runs in `home`, never in a directory
+    that a guest can write."""
     values = []
     for key in ("user.name", "user.email"):
         command = Command(("git", "config", "--global", "--includes", "--get", key), cwd=home)
-        text = runner.run(command, timeout=10, changes=False, limit=4096).text.strip()
+        try:
+            text = runner.run(command, timeout=10, changes=False, limit=4096).text.strip()
+        except CommandNotFound:
+            return GitIdentity()
         values.append(text if len(text) <= 256 and is_printable(text) else "")
     return GitIdentity(*values)
 

@@ -183,10 +183,14 @@ def missing_system(project: Path | None = None) -> list[Missing]:
 
 def missing_for_packages() -> list[Missing]:
     """What building the tools VM from packages needs besides (spec 8.2; Linux)."""
+    from _claude_sandbox import npm
+
     wanted = [("mmdebstrap", "builds a VM image from packages"), ("mke2fs", "makes its file system")]
     if sys.platform != "linux":
         return []
     if os.geteuid() != 0:
         wanted.append(("newuidmap", "lets it run without root"))
+    if npm.configured() is None:  # npm knows its own; no registry is built in here
+        wanted.append(("npm", "knows where Claude Code is published"))
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     return [Missing(name, why, False) for name, why in wanted if shutil.which(name, path=path) is None]

@@ -38,6 +38,30 @@ def is_root() -> bool:
     return sys.platform == "linux" and os.geteuid() == 0
 
 
+def leave_other_homes() -> None:
+    """As root with the HOME of somebody else (`sudo -E`, sudo on macOS) take root's own.
+
+    What root made in the other one its owner could neither change nor remove, and a root-owned ~/.cache
+    stops every program of that user. The launcher has done it for its own first steps; a later change to
+    that user (`become_user`) sets that user's HOME again.
+    """
+    if os.geteuid() != 0:
+        return
+    for name in [name for name in os.environ if name.startswith("XDG_") and name.endswith(("_HOME", "_DIR"))]:
+        if not _roots(Path(os.environ[name])):
+            del os.environ[name]
+    home = Path(os.environ.get("HOME") or "/")
+    if _roots(home):
+        return
+    os.environ.update(HOME=pwd.getpwuid(0).pw_dir, USER="root", LOGNAME="root")
+
+
+def _roots(path: Path) -> bool:
+    """Whether `path`, or what there is of the way to it, belongs to root."""
+    there = next((each for each in (path, *path.parents) if each.exists()), None)
+    return there is not None and there.stat().st_uid == 0
+
+
 def become_user(project: Path) -> str | None:
     """As root on Linux become, for good, sudo's caller or else the project's owner.
 

@@ -27,16 +27,32 @@ TIMEOUT = 1800.0  # seconds for one package; Claude Code's is 170 MB
 
 def registry(runner: Runner) -> str | None:
     """The registry's address as this host has it; None when nothing says so."""
-    # npm reads its variables in either case, and lower is the usual one.
-    value = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY")
+    value = _variable()
     if not value and shutil.which("npm"):
         command = Command(("npm", "config", "get", "registry"), cwd=paths.home())
         value = runner.run(command, timeout=60, changes=False).text.strip()
-    if not value:
-        for file in (paths.home() / ".npmrc", Path("/etc/npmrc")):
-            match = re.search(r"^registry\s*=\s*(\S+)", _read(file), re.MULTILINE)
-            value = value or (match[1] if match else "")
-    return value if value and value.startswith(("http://", "https://")) else None
+    return _address(value) or configured()
+
+
+def configured() -> str | None:
+    """The same as far as variables and files say it, without npm."""
+    return _address(_variable()) or next(
+        filter(None, map(_in_file, (paths.home() / ".npmrc", Path("/etc/npmrc")))), None
+    )
+
+
+def _variable() -> str:
+    # npm reads its variables in either case, and lower is the usual one.
+    return os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or ""
+
+
+def _in_file(file: Path) -> str | None:
+    match = re.search(r"^registry\s*=\s*(\S+)", _read(file), re.MULTILINE)
+    return _address(match[1] if match else "")
+
+
+def _address(text: str) -> str | None:
+    return text if text.startswith(("http://", "https://")) else None
 
 
 def _read(file: Path) -> str:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,34 @@ def in_foreground(record: Record, pane: Pane, runner: Runner) -> bool:
     """Whether what is typed into the pane now goes to the recorded ssh: it lives and has the pane's terminal."""
     if not alive(record):
         return False
-    ps = Command(("ps", "-o", "pgid=,tpgid=,tty=", "-p", str(record.ssh.pid)))
+    try:
+        has_terminal = _foreground_linux if sys.platform == "linux" else partial(_foreground_ps, runner)
+        return has_terminal(record.ssh.pid, pane.tty)
+    except (OSError, ValueError):
+        return False
+
+
+def _foreground_linux(pid: int, tty: str) -> bool:
+    """Whether `pid` leads the foreground group of the terminal `tty`. Not with `ps`: a small Debian has none.
+
+    Raises OSError, ValueError. proc(5): the fields after the name are state, ppid, pgrp, session, tty_nr, tpgid.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    pgrp, terminal, foreground = (int(fields[i]) for i in (2, 4, 5))
+    return pgrp == foreground and terminal == _tty_number(os.stat(tty).st_rdev)
+
+
+def _tty_number(device: int) -> int:
+    """A device as the kernel packs it into tty_nr: minor bits 0-7, major 8-19, minor's rest above."""
+    major, minor = os.major(device), os.minor(device)
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+
+
+def _foreground_ps(runner: Runner, pid: int, tty: str) -> bool:
+    """The same by `ps`, which macOS always has."""
+    ps = Command(("ps", "-o", "pgid=,tpgid=,tty=", "-p", str(pid)))
     words = runner.run(ps, timeout=5, changes=False).text.split()
-    return len(words) == 3 and words[0] == words[1] and f"/dev/{words[2]}" == pane.tty
+    return len(words) == 3 and words[0] == words[1] and f"/dev/{words[2]}" == tty
 
 
 def looked_at(record: Record, runner: Runner) -> bool:

@@ -29,7 +29,7 @@ _NAMES: dict[str, dict[str, str]] = {
     "apt-get": {
         "qemu-system-x86_64": "qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm",
         "qemu-img": "qemu-utils", "ssh": "openssh-client", "tmux": "tmux", "unshare": "util-linux",
-        "mmdebstrap": "mmdebstrap", "newuidmap": "uidmap", "mke2fs": "e2fsprogs",
+        "mmdebstrap": "mmdebstrap", "newuidmap": "uidmap", "mke2fs": "e2fsprogs", "npm": "npm",
     },
     "dnf": {
         "qemu-system-x86_64": "qemu-system-x86", "qemu-system-aarch64": "qemu-system-aarch64",

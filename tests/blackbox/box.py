@@ -331,17 +331,39 @@ def converse(argv: list[str], cwd: Path, env: dict[str, str], talk: Iterable[tup
 
 
 def link_system(where: Path) -> None:
-    """Links to this machine's programs, without those that a test must not meet by chance."""
+    """Links to the programs that every machine of this kind has, without those that a test must not meet.
+
+    On Debian and Ubuntu these are the essential packages': what we start besides (git and ps were once
+    found so) is missing here as it is on a new machine, unless a test brings it.
+    """
     where.mkdir()
+    essential = essential_programs()
     for directory in ("/usr/bin", "/bin", "/usr/sbin", "/sbin"):
         for entry in os.scandir(directory) if os.path.isdir(directory) else ():
             link = where / entry.name
             if (
-                entry.name not in HIDDEN
+                (not essential or entry.name in essential)
+                and entry.name not in HIDDEN
                 and not entry.name.startswith(("qemu-", "lima"))
                 and not link.is_symlink()
             ):
                 link.symlink_to(entry.path)
+
+
+def essential_programs() -> set[str]:
+    """The names in the bin directories of Debian's essential packages; empty where there is no dpkg."""
+    if shutil.which("dpkg-query") is None:
+        return set()
+    shown = ask("dpkg-query", "-W", "-f", "${Essential} ${Package}\n")
+    packages = [line.split()[1] for line in shown if line.startswith("yes ")]
+    paths = map(Path, ask("dpkg-query", "-L", *packages))
+    # awk, sh, which and the like are links of update-alternatives, in no package's list.
+    alternatives = {"awk", "sh", "which", "pager", "nawk"}
+    return {path.name for path in paths if path.parent.name in ("bin", "sbin")} | alternatives
+
+
+def ask(*argv: str) -> list[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def short_directory() -> Path:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recording import Recorder
 
 from _claude_sandbox import first_run
 from _claude_sandbox.manifest import parse_object
-from _claude_sandbox.run import Command, Result
+from _claude_sandbox.run import Command, CommandNotFound, Result
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 values = st.recursive(
@@ -87,3 +88,9 @@ def test_the_git_identity_is_validated_and_asked_in_the_home(tmp_path: Path) -> 
     found = first_run.git_identity(Runner(), tmp_path)  # type: ignore[arg-type]
     assert found == first_run.GitIdentity("Ada", "")
     assert {command.cwd for command in commands} == {tmp_path}
+
+
+def test_a_host_without_git_is_nobody(tmp_path: Path, recorder: Recorder) -> None:
+    """Debian's smallest system has no git, and it is asked for nothing else."""
+    recorder.on("git", then=CommandNotFound("git was not found on PATH."))
+    assert first_run.git_identity(recorder, tmp_path) == first_run.GitIdentity()

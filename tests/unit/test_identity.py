@@ -156,3 +156,30 @@ def test_a_user_who_cannot_read_the_program(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(identity, "__file__", str(hidden / "identity.py"))
     with pytest.raises(HostSetupError, match="cannot read this program"):
         identity._check_readable(person(1, "daemon"))
+
+
+# -- root with somebody's HOME -----------------------------------------------------------------------
+
+
+@as_root
+def test_root_takes_its_own_home_and_nobody_else_s_xdg_directories(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    jane, own = tmp_path / "jane", tmp_path / "own"
+    for path in (jane, own):
+        path.mkdir()
+    os.chown(jane, 4321, 4321)
+    for name in [name for name in os.environ if name.startswith("XDG_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(jane))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(jane))
+    monkeypatch.setenv("XDG_STATE_HOME", str(jane / "not" / "there"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own / "cache"))
+    monkeypatch.setenv("USER", "jane")
+    identity.leave_other_homes()
+    assert os.environ["HOME"] == pwd.getpwuid(0).pw_dir and os.environ["USER"] == "root"
+    kept = {name for name in os.environ if name.startswith("XDG_")}
+    assert kept == {"XDG_CACHE_HOME"}
+    monkeypatch.setenv("HOME", str(own / "new"))
+    identity.leave_other_homes()
+    assert os.environ["HOME"] == str(own / "new")

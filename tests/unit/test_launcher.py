@@ -220,6 +220,36 @@ def test_an_old_python_is_passed_over(checkout: Checkout) -> None:
     assert ended.stdout.splitlines()[-1] == "['--version']", ended.stderr
 
 
+# -- root with somebody's HOME (sudo -E, sudo on macOS) ----------------------------------------------
+
+IN_PRIVATE = 'mount -t tmpfs tmpfs /var/cache; exec "$@"'
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux")
+@pytest.mark.parametrize("sudo", [{}, {"SUDO_UID": "4321", "SUDO_GID": "4321"}], ids=["root", "sudo"])
+@pytest.mark.parametrize("cache", [{}, {"XDG_CACHE_HOME": "home/.cache"}], ids=["home", "xdg"])
+def test_root_leaves_nothing_in_somebody_s_home(
+    checkout: Checkout, sudo: Mapping[str, str], cache: Mapping[str, str]
+) -> None:
+    """Neither in the home nor in a checkout there: no environment, no lock, no compiled file."""
+    for path in (checkout.root, *checkout.root.rglob("*")):
+        os.chown(path, 4321, 4321, follow_symlinks=False)
+    env = {**checkout.env, **sudo, **{k: str(checkout.root / v) for k, v in cache.items()}}
+    if not cache:
+        del env["XDG_CACHE_HOME"]
+    for words in (["status"], ["--help"]):
+        # What root makes goes to its own places, which are private here.
+        private = ["unshare", "--mount", "sh", "-eu", "-c", IN_PRIVATE, "-"]
+        done = subprocess.run(
+            [*private, checkout.launcher, *words], env=env, capture_output=True, text=True, timeout=120,
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        assert done.returncode == 7, done
+        assert words == ["--help"] or "/var/cache/claude-sandbox/venv-" in done.stdout, done
+    left = [str(path) for path in checkout.root.rglob("*") if path.lstat().st_uid == 0]
+    assert left == []
+
+
 # -- bootstrap.py, with a recording runner -----------------------------------------------------------
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -267,6 +269,9 @@ def test_the_user_s_own_shell_never_gets_it(server: Server) -> None:
     record = server.record(pane, int(typed(second)))
     found = panes.server(record, RUNNER)
     assert found and panes.in_foreground(record, found[1], RUNNER)
+    assert not panes.in_foreground(record, dataclasses.replace(found[1], tty="/dev/tty"), RUNNER)
+    if sys.platform == "linux":  # where there may be no ps (a small Debian); macOS has no /proc
+        assert panes.in_foreground(record, found[1], Recorder())
     refused(record, "shows no prompt")
     server.tmux("send-keys", "-t", pane, "C-c", "")
     until(lambda: not panes.alive(record))
@@ -290,8 +295,6 @@ def test_another_tmux_server_in_the_old_one_s_place(server: Server) -> None:
     pane, log = server.claude(SCREENS / "prompt.txt")
     record = server.record(pane)
     assert record.tmux is not None
-    import dataclasses
-
     panes.write(dataclasses.replace(record, tmux=dataclasses.replace(record.tmux, server_pid=1)))
     refused(record, "pane of .* is gone")
     assert typed(log) == b""
