@@ -2,8 +2,9 @@
 
     python bench/cold.py [--pairs N] [--base tools-vm] [--picture docs/cold.svg]
 
-The stock base is made from our base VM: the same content on a full disk, with Debian's own kernel, initrd
-and boot (bench/stock.sh), so cloud-init sets up each boot. Pairs are interleaved (A B, B A, …), whole
+Both are what a newcomer gets: the base is the default tools VM with every tool (rebuild it without `--only` and
+sizes), and each VM has the default size. The stock base is made from it: the same content on a full disk, with
+Debian's own kernel, initrd and boot (bench/stock.sh), so cloud-init sets up each boot. Pairs are interleaved (A B, B A, …), whole
 processes from outside:
 
     (a) limactl clone + start + shell true        (b) claude-sandbox create + shell -- true
@@ -42,8 +43,6 @@ class Lab:
 
     def __init__(self, plain: Plain, base: str, place: Path) -> None:
         self.plain, self.base, self.place = plain, base, place
-        document = self.document(base)
-        self.size = ["--cpus", str(document["cpus"]), "--memory", str(document["memory"])]
 
     def document(self, name: str) -> dict[str, Any]:
         import yaml
@@ -58,7 +57,7 @@ class Lab:
         return path
 
     def create(self, number: int) -> None:
-        call([OURS, "create", "-y", "-d", str(self.project(number)), "-c", self.base, *self.size])
+        call([OURS, "create", "-y", "-d", str(self.project(number)), "-c", self.base])
         self.shell(number)
 
     def shell(self, number: int) -> None:
@@ -123,6 +122,10 @@ class Lab:
             raise SystemExit(f"{shlex.join(argv)}:\n{done.stderr.decode(errors='replace')}")
         return done.stdout
 
+    def size(self, name: str) -> dict[str, Any]:
+        document = self.document(name)
+        return {key: document[key] for key in ("cpus", "memory", "disk")}
+
     # -- what an idle VM takes -------------------------------------------------------------------
 
     def footprint(self, name: str) -> dict[str, int]:
@@ -158,6 +161,7 @@ def measure(lab: Lab, pairs: int) -> dict[str, Any]:
     def ours() -> tuple[float, float, dict[str, int]]:
         create = spent(lambda: lab.create(1))
         name = name_of(lab.project(1))
+        assert lab.size(name) == lab.size(STOCK), "both sides have the same size"
         time.sleep(IDLE)
         footprint = lab.footprint(name)
         lab.stop(1)
@@ -268,7 +272,8 @@ def main() -> None:
         measured = measure(lab, options.pairs)
     found = summary(measured)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {plain.accelerator}"
-    result = {"machine": machine, "base": options.base, **found, "measured": measured}
+    size = lab.size(options.base)
+    result = {"machine": machine, "base": options.base, "size": size, **found, "measured": measured}
     (ROOT / "bench" / "results" / "cold.json").write_text(json.dumps(result, indent=1) + "\n")
     if options.picture:
         options.picture.write_text(picture(found, machine))
