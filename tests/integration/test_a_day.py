@@ -108,7 +108,7 @@ echo "stuck=$(sudo journalctl -b -q -o cat --grep='timed out|dependency failed|w
 """
 
 
-def test_ready_means_ready_with_every_tool(user: Person, app: Path) -> None:
+def test_ready_means_ready(user: Person, app: Path) -> None:
     """Of all units that the default installs none failed, was waited for in vain, or came after READY."""
     said = user.cs("shell", "--", "bash", "-c", BOOT, cwd=app).out
     boot = dict(line.split("=", 1) for line in said.splitlines())
