@@ -180,8 +180,18 @@ def test_settings_come_in_and_cannot_be_changed_from_the_guest(user: Person, app
     assert (settings / "notes.md").read_text() == "mine\n"
 
 
+# A container of one program that waits, to be started again with the machine.
+CONTAINER = r"""
+mkdir -p /tmp/image && cd /tmp/image
+printf '#include <unistd.h>\nint main(void) { for (;;) pause(); }\n' | gcc -static -x c - -o waits
+tar -c waits | docker import - waits
+docker run --detach --restart always --network none waits /waits
+"""
+
+
 def test_stop_then_start_again_and_a_kill_before_the_attach(user: Person, app: Path) -> None:
     user.cs("shell", "--", "sh", "-c", "echo kept > ~/kept", cwd=app)
+    user.cs("shell", "--", "sh", "-euc", CONTAINER, cwd=app)
     user.cs("stop", cwd=app)
     assert user.vms() == {NAME: "Stopped"}
     user.cs("stop", cwd=app)
@@ -190,6 +200,9 @@ def test_stop_then_start_again_and_a_kill_before_the_attach(user: Person, app: P
     stamp.unlink(missing_ok=True)
     user.killed_when(stamp.exists, "shell", "--", "sleep", "60", cwd=app)
     assert user.cs("shell", "--", "sh", "-c", "cat ~/kept hello.txt", cwd=app).out == "kept\nchanged\n"
+    # No `docker` command has asked for the daemon.
+    back = "for i in $(seq 180); do pgrep -x waits && exit; sleep 1; done; exit 1"
+    user.cs("shell", "--", "sh", "-c", back, cwd=app)
 
 
 def linked_disk(user: Person, app: Path) -> None:
