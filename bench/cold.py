@@ -92,10 +92,11 @@ class Lab:
 
     # -- the stock base --------------------------------------------------------------------------
 
-    def make_stock(self) -> None:
+    def make_stock(self, boot: Path | None) -> None:
         """A full, plain copy of our base that boots as Debian and Lima do; it stays for the next time.
 
-        Debian's initrd is made in the guest: under emulation that takes a quarter of an hour.
+        Debian's initrd is made in the guest: under emulation that takes a quarter of an hour. `boot` is a directory
+        with `kernel` and `initrd` that were made from the same image elsewhere, with the same update-initramfs.
         """
         print("making the stock base …", flush=True)
         self.plain("clone", "--tty=false", self.base, STOCK)
@@ -104,10 +105,12 @@ class Lab:
         call(["qemu-img", "convert", "-O", "qcow2", str(directory / "disk"), str(full)])
         full.replace(directory / "disk")
         self.plain("start", "--tty=false", "--timeout=30m", STOCK, env=self.plain.start_env)
-        self._in_guest(
-            "cat > /tmp/stock.sh && sudo sh /tmp/stock.sh initrd", (ROOT / "bench/stock.sh").read_bytes()
+        script = (ROOT / "bench/stock.sh").read_bytes()
+        self._in_guest(f"cat > /tmp/stock.sh && sudo sh /tmp/stock.sh {'' if boot else 'initrd'}", script)
+        kernel, initrd = (
+            (boot / part).read_bytes() if boot else self._in_guest(f"sudo cat /boot/stock.{part}")
+            for part in ("kernel", "initrd")
         )
-        kernel, initrd = (self._in_guest(f"sudo cat /boot/stock.{part}") for part in ("kernel", "initrd"))
         self.plain("stop", "--tty=false", STOCK)
         cmdline = b"root=/dev/vda rw console=ttyS0"  # without the words that make ours quicker
         for name, content in (("kernel", kernel), ("initrd", initrd), ("kernel.cmdline", cmdline)):
@@ -262,13 +265,14 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--base", default="tools-vm")
+    parser.add_argument("--boot", type=Path, help="stock kernel and initrd of the same image")
     parser.add_argument("--picture", type=Path, help="write bars to this SVG file")
     options = parser.parse_args()
     plain = Plain()
     with projects() as place:
         lab = Lab(plain, options.base, place)
         if not (plain.home / STOCK).exists():
-            lab.make_stock()
+            lab.make_stock(options.boot)
         measured = measure(lab, options.pairs)
     found = summary(measured)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {plain.accelerator}"
