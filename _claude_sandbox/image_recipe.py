@@ -28,7 +28,6 @@ BASE_PACKAGES = (
     "initramfs-tools", "cpio", "xz-utils", "python3",
 )  # fmt: skip
 _FULL_PACKAGES = (
-    "systemd-zram-generator",
     "bash-completion",
     "openssh-client",
     "iputils-ping",

@@ -2,8 +2,9 @@
 
     python bench/cold.py [--pairs N] [--base tools-vm] [--picture docs/cold.svg]
 
-The stock base is made from our base VM: the same content on a full disk, with Debian's own kernel, initrd
-and boot (bench/stock.sh), so cloud-init sets up each boot. Pairs are interleaved (A B, B A, …), whole
+Both are what a newcomer gets: the base is the default tools VM with every tool (rebuild it without `--only` and
+sizes), and each VM has the default size. The stock base is made from it: the same content on a full disk, with
+Debian's own kernel, initrd and boot (bench/stock.sh), so cloud-init sets up each boot. Pairs are interleaved (A B, B A, …), whole
 processes from outside:
 
     (a) limactl clone + start + shell true        (b) claude-sandbox create + shell -- true
@@ -42,8 +43,6 @@ class Lab:
 
     def __init__(self, plain: Plain, base: str, place: Path) -> None:
         self.plain, self.base, self.place = plain, base, place
-        document = self.document(base)
-        self.size = ["--cpus", str(document["cpus"]), "--memory", str(document["memory"])]
 
     def document(self, name: str) -> dict[str, Any]:
         import yaml
@@ -58,7 +57,7 @@ class Lab:
         return path
 
     def create(self, number: int) -> None:
-        call([OURS, "create", "-y", "-d", str(self.project(number)), "-c", self.base, *self.size])
+        call([OURS, "create", "-y", "-d", str(self.project(number)), "-c", self.base])
         self.shell(number)
 
     def shell(self, number: int) -> None:
@@ -93,10 +92,11 @@ class Lab:
 
     # -- the stock base --------------------------------------------------------------------------
 
-    def make_stock(self) -> None:
+    def make_stock(self, boot: Path | None) -> None:
         """A full, plain copy of our base that boots as Debian and Lima do; it stays for the next time.
 
-        Debian's initrd is made in the guest: under emulation that takes a quarter of an hour.
+        Debian's initrd is made in the guest: under emulation that takes a quarter of an hour. `boot` is a directory
+        with `kernel` and `initrd` that were made from the same image elsewhere, with the same update-initramfs.
         """
         print("making the stock base …", flush=True)
         self.plain("clone", "--tty=false", self.base, STOCK)
@@ -105,10 +105,12 @@ class Lab:
         call(["qemu-img", "convert", "-O", "qcow2", str(directory / "disk"), str(full)])
         full.replace(directory / "disk")
         self.plain("start", "--tty=false", "--timeout=30m", STOCK, env=self.plain.start_env)
-        self._in_guest(
-            "cat > /tmp/stock.sh && sudo sh /tmp/stock.sh initrd", (ROOT / "bench/stock.sh").read_bytes()
+        script = (ROOT / "bench/stock.sh").read_bytes()
+        self._in_guest(f"cat > /tmp/stock.sh && sudo sh /tmp/stock.sh {'' if boot else 'initrd'}", script)
+        kernel, initrd = (
+            (boot / part).read_bytes() if boot else self._in_guest(f"sudo cat /boot/stock.{part}")
+            for part in ("kernel", "initrd")
         )
-        kernel, initrd = (self._in_guest(f"sudo cat /boot/stock.{part}") for part in ("kernel", "initrd"))
         self.plain("stop", "--tty=false", STOCK)
         cmdline = b"root=/dev/vda rw console=ttyS0"  # without the words that make ours quicker
         for name, content in (("kernel", kernel), ("initrd", initrd), ("kernel.cmdline", cmdline)):
@@ -122,6 +124,10 @@ class Lab:
         if done.returncode:
             raise SystemExit(f"{shlex.join(argv)}:\n{done.stderr.decode(errors='replace')}")
         return done.stdout
+
+    def size(self, name: str) -> dict[str, Any]:
+        document = self.document(name)
+        return {key: document[key] for key in ("cpus", "memory", "disk")}
 
     # -- what an idle VM takes -------------------------------------------------------------------
 
@@ -158,6 +164,7 @@ def measure(lab: Lab, pairs: int) -> dict[str, Any]:
     def ours() -> tuple[float, float, dict[str, int]]:
         create = spent(lambda: lab.create(1))
         name = name_of(lab.project(1))
+        assert lab.size(name) == lab.size(STOCK), "both sides have the same size"
         time.sleep(IDLE)
         footprint = lab.footprint(name)
         lab.stop(1)
@@ -258,17 +265,19 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--base", default="tools-vm")
+    parser.add_argument("--boot", type=Path, help="stock kernel and initrd of the same image")
     parser.add_argument("--picture", type=Path, help="write bars to this SVG file")
     options = parser.parse_args()
     plain = Plain()
     with projects() as place:
         lab = Lab(plain, options.base, place)
         if not (plain.home / STOCK).exists():
-            lab.make_stock()
+            lab.make_stock(options.boot)
         measured = measure(lab, options.pairs)
     found = summary(measured)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {plain.accelerator}"
-    result = {"machine": machine, "base": options.base, **found, "measured": measured}
+    size = lab.size(options.base)
+    result = {"machine": machine, "base": options.base, "size": size, **found, "measured": measured}
     (ROOT / "bench" / "results" / "cold.json").write_text(json.dumps(result, indent=1) + "\n")
     if options.picture:
         options.picture.write_text(picture(found, machine))

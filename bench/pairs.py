@@ -1,6 +1,6 @@
 """Times our command against plain limactl doing the same, pair by pair, and prints the ratio.
 
-    python bench/pairs.py status|shell|ssh|create [--pairs N] [--project DIR] [--vms N]
+    python bench/pairs.py status|shell|ssh [--pairs N] [--project DIR] [--vms N]
 
 Interleaved (A B, B A, …), whole processes from outside, after one warm-up each. Prints medians with
 their spread and writes a JSON file into bench/results/. Nothing here is a test: it never fails on speed.
@@ -30,11 +30,10 @@ sys.path.insert(0, str(ROOT))
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: what is timed and what undoes it, unmeasured."""
+    """One side of a comparison: what is timed."""
 
     name: str
     run: Callable[[], None]
-    undo: Callable[[], None] = lambda: None
 
 
 def call(argv: Sequence[str], env: dict[str, str] | None = None) -> None:
@@ -48,9 +47,7 @@ def call(argv: Sequence[str], env: dict[str, str] | None = None) -> None:
 def timed(side: Side) -> float:
     begun = time.perf_counter()
     side.run()
-    spent = time.perf_counter() - begun
-    side.undo()
-    return spent
+    return time.perf_counter() - begun
 
 
 def compare(ours: Side, plain: Side, pairs: int, warm_up: int = 1) -> dict[str, object]:
@@ -163,29 +160,6 @@ def _true(project: Path) -> Side:
     return Side("claude-sandbox shell -- true", lambda: call(argv))
 
 
-def create(plain: Plain, pairs: int, project: Path, base: str) -> dict[str, object]:
-    """A cold `create` beside `limactl clone` and `start` of the same base, with the same CPUs and memory."""
-    import yaml
-
-    document = yaml.safe_load((plain.home / base / "lima.yaml").read_text())
-    size = ["--cpus", str(document["cpus"]), "--memory", str(document["memory"])]
-
-    def theirs() -> None:
-        plain("clone", "--tty=false", base, "bench-plain")
-        plain("start", "--tty=false", "--timeout=30m", "bench-plain", env=plain.start_env)
-
-    return compare(
-        Side(
-            "claude-sandbox create",
-            lambda: call([OURS, "create", "-y", "-d", str(project), "-c", base, *size]),
-            lambda: call([OURS, "delete", "-y", "-d", str(project)]),
-        ),
-        Side("limactl clone + start", theirs, lambda: plain("delete", "--force", "bench-plain")),
-        pairs,
-        warm_up=0,
-    )
-
-
 def name_of(project: Path) -> str:
     text = subprocess.run(
         [OURS, "info", "--json", "-d", str(project)], capture_output=True, check=True
@@ -197,20 +171,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("status", "shell", "ssh", "create"))
+    parser.add_argument("what", choices=("status", "shell", "ssh"))
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--project", type=Path, default=Path.cwd())
     parser.add_argument("--vms", type=int, default=0, help="status: with this many sandboxes made for it")
-    parser.add_argument("--base", default="tools-vm", help="create: the base VM (default tools-vm)")
     options = parser.parse_args()
     plain = Plain()
     if options.what == "status":
         result = status(plain, options.pairs or 9, options.vms)
-    elif options.what in ("shell", "ssh"):
+    else:
         way = shell if options.what == "shell" else ssh
         result = way(plain, options.pairs or 9, options.project.resolve())
-    else:
-        result = create(plain, options.pairs or 2, options.project.resolve(), options.base)
     result["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     result["limactl"] = shutil.which("limactl") or plain.limactl
     print(

@@ -3,7 +3,7 @@
 # on the same content, which with `initrd` as argument gets /boot/stock.kernel and /boot/stock.initrd too.
 set -eu
 systemctl disable claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service \
-    claude-sandbox-power.service
+    claude-sandbox-power.service claude-sandbox-swap.service
 rm -rf /usr/lib/claude-sandbox /etc/systemd/system/claude-sandbox-*.service /var/lib/claude-sandbox \
     /etc/systemd/system-generators /etc/systemd/system/*.d/claude-sandbox.conf \
     /etc/systemd/journald.conf.d/claude-sandbox.conf /etc/tmpfiles.d/tmp.conf /etc/tmpfiles.d/claude-sandbox.conf \

@@ -60,7 +60,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_a_missing_tool_swaps_nothing",
         "unit/test_launcher::test_rebuild_tools_vm_is_the_verb",
         "blackbox/test_commands::test_a_failed_rebuild_leaves_the_old_one",
-        "integration/test_a_day::test_a_small_tools_vm_is_built_from_packages",
+        "integration/test_a_day::test_the_default_tools_vm_is_built_from_packages",
     ),
     "1.10": (
         "blackbox/test_commands::test_list_and_info",
@@ -193,6 +193,12 @@ TABLE: dict[str, tuple[str, ...]] = {
              "integration/test_a_day::test_the_tui_under_tmux"),
     "4.14": ("blackbox/test_sandbox::test_a_late_guest_agent_is_a_warning",
              "::test_a_slow_host_agent_is_tried_once_more"),
+    "4.15": (
+        "integration/test_a_day::test_ready_means_ready",
+        "::test_every_promised_tool_runs_in_a_sandbox",
+        "unit/test_guest_units::test_udev_s_start_is_not_behind_what_may_wait_for_it",
+        "::test_swap_is_there_when_lima_says_ready",
+    ),
     # 5 Settings and login
     "5.1": (
         "blackbox/test_sandbox::test_settings_are_mounted_read_only_outside_the_home_and_copied_in",
@@ -239,7 +245,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_lima_too_old",
         "blackbox/test_faults::test_lima_too_old",
         "blackbox/test_sandbox::test_locks_are_not_in_lima_s_directories_and_sockets_are_short",
-        "integration/test_as_root::test_the_main_path_as_root",
+        "integration/test_main_path_as_root::test_the_main_path_as_root",
     ),
     # 8 The tools VM
     "8.1": (
@@ -253,7 +259,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "unit/test_tools::test_not_in_this_mode_is_no_failure",
         "unit/test_tools_vm::test_the_mode_is_found_out",
         "unit/test_image::test_mmdebstrap_argv",
-        "integration/test_a_day::test_a_small_tools_vm_is_built_from_packages",
+        "integration/test_a_day::test_the_default_tools_vm_is_built_from_packages",
     ),
     "8.3": (
         "unit/test_swap::test_exchange",

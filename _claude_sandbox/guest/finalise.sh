@@ -22,13 +22,17 @@ if command -v docker > /dev/null; then
     # The first `docker` command starts it by its socket; it need not delay each boot.
     systemctl disable docker.service containerd.service > /dev/null 2>&1 || true
     systemctl enable docker.socket > /dev/null
+    # Of the trial's daemon. Each start takes back what it finds here and makes it again: forty iptables more.
+    systemctl stop docker.socket docker.service > /dev/null 2>&1 || true
+    rm -f /var/lib/docker/network/files/local-kv.db
 fi
 journalctl --rotate --vacuum-time=1s > /dev/null 2>&1 || true
 # From here on our own init sets up each boot; cloud-init would find its network from Lima's cidata again.
 rm -f /etc/netplan/50-cloud-init.yaml
 if ! systemctl is-enabled --quiet claude-sandbox-init.service; then
     # An image that brings its own boot: only cloud-init's part of it is replaced.
-    systemctl enable claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service
+    systemctl enable claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service \
+        claude-sandbox-swap.service
     mkdir -p /etc/systemd/system-generators
     ln -sfn /dev/null /etc/systemd/system-generators/cloud-init-generator
 fi

@@ -59,8 +59,28 @@ def identity(user: Person, project: Path) -> list[str]:
     return lines.split()
 
 
+def test_the_tools_vm_is_rebuilt_under_a_sandbox(user: Person, two: Path) -> None:
+    """Boots 1 to 3: what stands on the old disk runs on, and starts again; the old disk goes with it.
+
+    From the day's tools VM with every tool to a small one, which is the base of what follows; root's day
+    (test_main_path_as_root.py, which comes later) finds its image in the cache.
+    """
+    user.cs("create", *SIZE, cwd=two)
+    old = qcow2.chain(user.instance(TWO) / "disk")[1]
+    user.cs("rebuild-tools-vm", "--from-packages", "--only", "claude,git,python3", *SIZE, "--disk", "8GiB",
+            timeout=2400)  # fmt: skip
+    assert qcow2.chain(user.instance("tools-vm") / "disk")[1] != old
+    assert guest(user, two, "cat hello.txt; command -v node > /dev/null && echo old") == "two\nold"
+    user.cs("restart", cwd=two)
+    assert guest(user, two, "cat hello.txt") == "two"
+    assert str(old) not in user.cs("prune", "--cache", "--dry-run").out
+    user.cs("delete", "-y", cwd=two)
+    assert str(old) in user.cs("prune", "--cache", "--dry-run").out
+    assert user.vms() == {}  # freed it is in tests/blackbox/test_disks.py: here images would go with it
+
+
 def test_two_clones_boot_at_once(user: Person, one: Path, two: Path) -> None:
-    """Boots 1 and 2. Each is a machine of its own."""
+    """Boots 4 and 5. Each is a machine of its own."""
     argv = user.argv([str(user.checkout / "claude-sandbox"), "create", *SIZE])
     running = [
         subprocess.Popen(argv, cwd=project, env=user.env(), stdin=subprocess.DEVNULL,
@@ -97,12 +117,12 @@ def test_it_is_a_whole_machine(user: Person, one: Path) -> None:
     begun = time.monotonic()
     user.cs("stop", cwd=one)
     assert time.monotonic() - begun < 60  # the power button, not Lima's three minutes
-    user.cs("start", cwd=one)  # boot 3
+    user.cs("start", cwd=one)  # boot 6
     assert way(user, one) == "fast" and identity(user, one) == before
 
 
 def test_mounts_and_disk_follow_the_configuration(user: Person, one: Path) -> None:
-    """Boot 4: mounts added later, one of them read-only inside the project, and a larger disk."""
+    """Boot 7: mounts added later, one of them read-only inside the project, and a larger disk."""
     inner, other = one / "vendor", user.project("work", "shared", files={"there.txt": "there\n"})
     inner.mkdir(exist_ok=True)
     (inner / "kept.txt").write_text("kept\n")
@@ -119,7 +139,7 @@ def test_mounts_and_disk_follow_the_configuration(user: Person, one: Path) -> No
 
 
 def test_a_power_cut_at_any_time(user: Person, one: Path) -> None:
-    """Boots 5 to 7: QEMU dies when all is up, early in a boot, and late in one; the next start works."""
+    """Boots 8 to 10: QEMU dies when all is up, early in a boot, and late in one; the next start works."""
     guest(user, one, "echo synced > ~/kept; sync")
     power_cut(user, ONE)
     for cpu_seconds in (5, 12):  # the kernel, or our init; then services and the first logins
@@ -163,7 +183,7 @@ def power_cut(user: Person, name: str) -> None:
 
 
 def test_a_sandbox_as_base(user: Person, one: Path, three: Path) -> None:
-    """Boot 8: a clone of a clone; it shares the disks below and is a machine of its own."""
+    """Boot 11: a clone of a clone; it shares the disks below and is a machine of its own."""
     guest(user, one, "echo from-the-base > ~/base.txt")
     first = identity(user, one)
     user.cs("stop", cwd=one)
@@ -176,7 +196,7 @@ def test_a_sandbox_as_base(user: Person, one: Path, three: Path) -> None:
 
 
 def test_a_cidata_of_an_unknown_kind(user: Person, three: Path) -> None:
-    """Boot 9, slow: our init meets what it does not know, hands over to cloud-init and says so."""
+    """Boot 12, slow: our init meets what it does not know, hands over to cloud-init and says so."""
     guest(
         user,
         three,
@@ -189,7 +209,7 @@ def test_a_cidata_of_an_unknown_kind(user: Person, three: Path) -> None:
 
 
 def test_an_image_without_our_init(user: Person, one: Path, three: Path) -> None:
-    """Boot 10, slow: all of ours is taken out, as in a base that somebody else made."""
+    """Boot 13, slow: all of ours is taken out, as in a base that somebody else made."""
     stock = (user.checkout / "bench" / "stock.sh").read_text()
     user.cs("shell", "--", "sudo", "sh", "-s", cwd=three, input=stock)
     user.cs("restart", cwd=three)
@@ -218,7 +238,7 @@ def test_the_scripts_for_ubuntus_image_as_far_as_registries_allow(user: Person, 
 
     What is run by hand only, and what never ran, is in docs/tools-vm.md.
     """
-    user.cs("start", cwd=two)  # boot 11
+    user.cs("start", cwd=two)  # boot 14
     me = guest(user, two, "id -un")
 
     def run(name: str, tools: str) -> list[str]:
@@ -244,19 +264,5 @@ def test_the_scripts_for_ubuntus_image_as_far_as_registries_allow(user: Person, 
     ]  # fmt: skip
     assert run("user.sh", "claude") == []
     assert guest(user, two, "ls -d /tmp/tmp.* 2> /dev/null; rm ~/.curlrc") == "", "they clean up"
-
-
-def test_the_tools_vm_is_rebuilt_under_a_sandbox(user: Person, two: Path) -> None:
-    """Boots 12 and 13: what stands on the old disk runs on, and starts again; the old disk goes with it."""
-    user.cs("start", cwd=two)  # it may run still
-    old = qcow2.chain(user.instance(TWO) / "disk")[1]
-    user.cs("rebuild-tools-vm", "--from-packages", "--only", "claude,git,python3,node", *SIZE, "--disk", "8GiB",
-            timeout=2400)  # fmt: skip
-    assert qcow2.chain(user.instance("tools-vm") / "disk")[1] != old
-    assert guest(user, two, "cat hello.txt; command -v node || echo old") == "two\nold"
-    user.cs("restart", cwd=two)
-    assert guest(user, two, "cat hello.txt") == "two"
-    assert str(old) not in user.cs("prune", "--cache", "--dry-run").out
     user.cs("delete", "-y", cwd=two)
-    assert str(old) in user.cs("prune", "--cache", "--dry-run").out
-    assert user.vms() == {}  # freed it is in tests/blackbox/test_disks.py: here images would go with it
+    assert user.vms() == {}

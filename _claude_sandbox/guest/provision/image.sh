@@ -38,6 +38,15 @@ kotlin() {
 units() {
     sh "$here/lean.sh" || return
     if want docker; then
+        # As Docker's own package has it: without Kubernetes' part, and without disks that are not here. The first
+        # `docker` command waits for this daemon.
+        cat > /etc/containerd/config.toml <<'CONFIG'
+version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+[plugins."io.containerd.internal.v1.opt"]
+  path = "/var/lib/containerd/opt"
+CONFIG
         systemctl disable docker.service containerd.service
         systemctl enable docker.socket
     fi

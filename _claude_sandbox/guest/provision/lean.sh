@@ -42,10 +42,10 @@ for unit in systemd-udevd.service systemd-udevd-control.socket systemd-udevd-ker
     drop_in "$unit" '[Unit]' 'ConditionPathExists=|/run/claude-sandbox/devices' \
         'ConditionPathExists=|/run/claude-sandbox/handover'
 done
-# A user's own /etc/fstab and zram are kept; cloud-init is started by our handover.
+# A user's own /etc/fstab is kept; cloud-init is started by our handover.
 mkdir -p /etc/systemd/system-generators
 for generator in /usr/lib/systemd/system-generators/* /lib/systemd/system-generators/*; do
-    case ${generator##*/} in systemd-fstab-generator | zram-generator | '*') continue ;; esac
+    case ${generator##*/} in systemd-fstab-generator | '*') continue ;; esac
     ln -sfn /dev/null "/etc/systemd/system-generators/${generator##*/}"
 done
 # The whole machine's devices: late, and only some (guest/files/usr/lib/claude-sandbox/late). Our handover
@@ -68,4 +68,4 @@ rm -f /etc/profile.d/Z99-cloud-locale-test.sh /etc/profile.d/Z99-cloudinit-warni
 # A login shell asks `id` for the user's number; $EUID of bash says it. sh keeps asking.
 sed -i 's/\[ "`id -u`" -eq 0 \]/[ "${EUID:-`id -u`}" -eq 0 ]/; s/\[ "$(id -u)" -eq 0 \]/[ "${EUID:-$(id -u)}" -eq 0 ]/' /etc/profile
 systemctl enable ssh.service claude-sandbox-init.service claude-sandbox-boot.service claude-sandbox-late.service \
-    claude-sandbox-power.service
+    claude-sandbox-power.service claude-sandbox-swap.service

@@ -18,7 +18,7 @@ fetch() { curl -fsSL --proto '=https' --connect-timeout 30 --speed-limit 1000 --
 apt() { apt-get -o DPkg::Lock::Timeout=600 "$@"; }
 
 packages() {
-    local list="ca-certificates curl less rsync tzdata zip unzip systemd-zram-generator"
+    local list="ca-certificates curl less rsync tzdata zip unzip"
     # The names of tools that are packages of the same name.
     for tool in git wget jq ripgrep cmake sox htop tree tmux gnupg pkg-config clang llvm; do
         want "$tool" && list="$list $tool"

@@ -1,4 +1,7 @@
-"""The main path as root, whose VMs run in a user namespace: build, create, Claude at work, delete."""
+"""The main path as root, whose VMs run in a user namespace: build, create, Claude at work, delete.
+
+After test_boots.py, which has made the same small image.
+"""
 
 from __future__ import annotations
 
