@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from box import short_directory
+from box import need, short_directory
 
 from _claude_sandbox import panes
 from _claude_sandbox.panes import Place, Process, Record
@@ -77,6 +77,7 @@ class Server:
     made: int = 0
 
     def __post_init__(self) -> None:
+        need("tmux")
         self.socket = self.directory / "tmux"
         self.program = self.directory / "claude.py"
         self.program.write_text(CLAUDE, encoding="utf-8")
