@@ -58,16 +58,17 @@ def moved_in(person: Person, mode: int, cache: Path) -> Iterator[Person]:
     person.home.mkdir(mode=mode, parents=True, exist_ok=True)
     for there in (Path.home() / ".cache" / "claude-sandbox", CACHE / "user" / "claude-sandbox"):
         if there != cache / "claude-sandbox":
-            seed(there, cache / "claude-sandbox")
+            seed(there, cache / "claude-sandbox", link=person.account is None)
     person.settle(cache)
     yield person
     if not KEEP:
         person.clean_up()
 
 
-def seed(there: Path, here: Path) -> None:
+def seed(there: Path, here: Path, *, link: bool) -> None:
     """A person's cache gets, as that person's own files, the images, npm packages and the Lima build that
-    whoever runs the tests has (root's first command in CI), or the day's user: an image is built once."""
+    whoever runs the tests has (root's first command in CI), or the day's user: an image is built once.
+    `link`: these files are that person's already, and stay as they are."""
     for kind in ("images/*", "lima-*", "npm/*"):
         for source in there.glob(kind) if os.access(there, os.R_OK | os.X_OK) else ():
             target = here / source.relative_to(there)
@@ -75,7 +76,8 @@ def seed(there: Path, here: Path) -> None:
                 half = target.with_name(f".seed-{target.name}")
                 shutil.rmtree(half, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copying = ["cp", "-r", "--preserve=mode,timestamps", "--reflink=auto"]
+                linked = link and source.stat().st_dev == target.parent.stat().st_dev
+                copying = ["cp", "-r", "--preserve=mode,timestamps", "--link" if linked else "--reflink=auto"]
                 subprocess.run([*copying, str(source), str(half)], check=True)
                 half.rename(target)
 
