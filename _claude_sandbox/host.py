@@ -190,7 +190,7 @@ def missing_for_packages() -> list[Missing]:
         return []
     if os.geteuid() != 0:
         wanted.append(("newuidmap", "lets it run without root"))
-    if npm.configured() is None:  # npm knows its own; no registry is built in here
+    if npm.configured() is None:  # npm itself knows one; none is built in here
         wanted.append(("npm", "knows where Claude Code is published"))
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     return [Missing(name, why, False) for name, why in wanted if shutil.which(name, path=path) is None]

@@ -70,6 +70,8 @@ def become_user(project: Path) -> str | None:
     """
     entry = user_to_become(project)
     if entry is None:
+        if is_root() and "LIMA_HOME" in os.environ and not _roots(Path(os.environ["LIMA_HOME"])):
+            del os.environ["LIMA_HOME"]  # as leave_other_homes: we stay root, whose VMs these are not
         return None
     _check_readable(entry)
     why = "who called sudo" if entry == _caller() else f"who owns {project}"

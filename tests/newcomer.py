@@ -4,7 +4,7 @@
     tests/newcomer.py [ARGUMENT…]     (.ci/run; ARGUMENTs go to the second command)
 
 The machine is a root of tests/fresh-machine.sh, made for this run and removed at its end. The first command is typed at a shell on a terminal, its
-question answered with Enter; Claude, at its own screen, gets a prompt and answers it (the API is
+questions answered with yes; Claude, at its own screen, gets a prompt and answers it (the API is
 tests/integration/stub_api.py on this host's loopback, given as an API gateway is); then /exit, stop, a start
 again and a command in it. That is the default: the full tools VM at its default sizes. The second command
 runs without a terminal; its output passes through, and its exit code is ours.
@@ -191,15 +191,15 @@ def reach_claude(terminal: Terminal, command: str, port: int) -> None:
 
 
 def wait_for_claude(terminal: Terminal, command: str) -> None:
-    """Enter at each question, until Claude's prompt is there."""
+    """Yes to each question (Python first, then the rest), until Claude's prompt is there."""
     terminal.type(f"{command}; echo code''=$?\n")
     deadline = time.monotonic() + FIRST_BUILD
     while "bypasspermissionson" not in (shown := squeezed(terminal.latest())):
         assert "code=" not in shown, "the first command ended before Claude came"
-        if shown.endswith("[Y/n]"):
-            say("answered: " + shown[-60:])
+        if shown.lower().endswith("[y/n]"):
+            say("yes to " + shown[-60:])
             terminal.forget()
-            terminal.type("\r")
+            terminal.type("y\r")
         if time.monotonic() > deadline:
             raise TimeoutError("Claude's prompt did not come")
         terminal.read(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from machine import Person, Stub, account  # noqa: E402
 
 # Outside the checkout and outside the homes: what can be cached between runs of CI.
 CACHE = Path("/var/cache/claude-sandbox-tests")
+HOME = ".claude-sandbox-test"  # of a person that has no account of its own
 # For whoever writes a test: the homes and their VMs stay, and the next run goes on from there.
 KEEP = bool(os.environ.get("KEEP_TEST_VMS"))
 
@@ -26,56 +28,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vm)
             item.add_marker(pytest.mark.xdist_group("vm"))  # one after the other (scripts/test)
+            if "root" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.as_root)
 
 
 @pytest.fixture(scope="session")
-def as_root() -> None:
-    """These tests make an account and run as it and as root. Missing means failed, never skipped."""
+def user() -> Iterator[Person]:
+    """An ordinary user with an empty home and a fresh copy of the checkout: an account made for it by root;
+    for anybody else that user itself, in a home beside the own one."""
+    if os.geteuid() == 0:
+        entry = account()
+        yield from moved_in(Person(entry.pw_name, Path(entry.pw_dir)), 0o755, CACHE / "user")
+    else:
+        own = Path.home()
+        yield from moved_in(Person(None, own / HOME), 0o700, own / ".cache" / "claude-sandbox-tests" / "user")
+
+
+@pytest.fixture(scope="session")
+def root() -> Iterator[Person]:
+    """Root itself, in a home of its own."""
     if os.geteuid() != 0:
-        pytest.fail(
-            "the real-VM tests make a user and therefore run as root; `scripts/test --fast` leaves them out"
-        )
+        pytest.skip("root's own VMs need root: scripts/test runs this by sudo where it may")
+    yield from moved_in(Person(None, Path("/root") / HOME), 0o700, CACHE / "root")
 
 
-@pytest.fixture(scope="session")
-def user(as_root: None) -> Iterator[Person]:
-    """An ordinary user with an empty home and a fresh copy of the checkout."""
-    entry = account()
-    home = Path(entry.pw_dir)
-    person = Person(entry.pw_name, home)
+def moved_in(person: Person, mode: int, cache: Path) -> Iterator[Person]:
     if not KEEP:
         person.clean_up()  # what a run that was killed left
-    home.mkdir(mode=0o755, exist_ok=True)
-    person.settle(CACHE / "user")
+    person.home.mkdir(mode=mode, parents=True, exist_ok=True)
+    for there in (Path.home() / ".cache" / "claude-sandbox", CACHE / "user" / "claude-sandbox"):
+        if there != cache / "claude-sandbox":
+            seed(there, cache / "claude-sandbox", link=person.account is None)
+    person.settle(cache)
     yield person
     if not KEEP:
         person.clean_up()
 
 
-@pytest.fixture(scope="session")
-def root(user: Person) -> Iterator[Person]:
-    """Root itself, in a home of its own, with the same cached image as the user."""
-    home = Path("/root/.claude-sandbox-test")
-    person = Person(None, home)
-    if not KEEP:
-        person.clean_up()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    person.settle(CACHE / "root")
-    seed(CACHE / "user" / "claude-sandbox", CACHE / "root" / "claude-sandbox")
-    yield person
-    if not KEEP:
-        person.clean_up()
-
-
-def seed(there: Path, here: Path) -> None:
-    """Root's cache gets the image and the Lima build that the user's day made, as its own files."""
-    for kind in ("images/*", "lima-*"):
-        for source in there.glob(kind):
+def seed(there: Path, here: Path, *, link: bool) -> None:
+    """A person's cache gets, as that person's own files, the images, npm packages and the Lima build that
+    whoever runs the tests has (root's first command in CI), or the day's user: an image is built once.
+    `link`: these files are that person's already, and stay as they are."""
+    for kind in ("images/*", "lima-*", "npm/*"):
+        for source in there.glob(kind) if os.access(there, os.R_OK | os.X_OK) else ():
             target = here / source.relative_to(there)
-            if not target.exists() and not source.name.startswith("."):
+            if not target.exists() and not source.name.startswith(".") and source.suffix != ".lock":
+                half = target.with_name(f".seed-{target.name}")
+                shutil.rmtree(half, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copying = ["cp", "-r", "--preserve=mode,timestamps", "--reflink=auto"]
-                subprocess.run([*copying, str(source), str(target)], check=True)
+                linked = link and source.stat().st_dev == target.parent.stat().st_dev
+                copying = ["cp", "-r", "--preserve=mode,timestamps", "--link" if linked else "--reflink=auto"]
+                subprocess.run([*copying, str(source), str(half)], check=True)
+                half.rename(target)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from box import need
 from machine import Person, children, with_pid
 
 # A bus that starts no daemon by itself: one without a screen would take dunst's place.
@@ -21,6 +22,7 @@ class Desktop:
     """`env` is what a terminal on it has. Its programs run as the person; `close` ends them."""
 
     def __init__(self, person: Person) -> None:
+        need("Xvfb", "dunst", "dunstctl", "dbus-daemon")
         self.person = person
         self._place = person.project("desktop")
         self._started: list[subprocess.Popen[str]] = []

@@ -2,7 +2,7 @@
 
 The real-VM tests type what a new user would type and look at what comes out. `Person` runs the
 launcher under that account with a bare environment (only what reaches the package registries is
-handed on), in a home of its own; root's is a directory of the test's.
+handed on), in a home of its own; where no account can be made that is a directory of the test's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Ended:
 
 @dataclass
 class Person:
-    """`account` None is root itself."""
+    """`account` None is whoever runs the tests."""
 
     account: str | None
     home: Path
@@ -71,7 +71,7 @@ class Person:
 
     def env(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         handed = {k: v for k, v in os.environ.items() if k.startswith(_HANDED_ON)}
-        name = self.account or "root"
+        name = self.account or pwd.getpwuid(os.geteuid()).pw_name
         own = {"HOME": str(self.home), "USER": name, "LOGNAME": name, "PATH": _PATH, "LANG": "C.UTF-8",
                "TERM": "xterm-256color", "SHELL": "/bin/bash"}  # fmt: skip
         return {**handed, **own, **self.extra, **(more or {})}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from recording import Recorder, failed
 
-from _claude_sandbox import accel, capture, doctor, host, identity, lima_install, paths
+from _claude_sandbox import accel, capture, doctor, host, identity, lima_install, paths, setup
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.run import TIMED_OUT, CommandNotFound, LocalRunner, Result
 
@@ -333,3 +333,22 @@ def test_stale_pid_files(looked: Callable[[], dict[str, doctor.Check]], home: Pa
         (home / ".lima" / name).mkdir(parents=True)
         (home / ".lima" / name / "ha.pid").write_text(str(pid))
     assert looked()["leftovers"].detail.endswith(": claude-sandbox-app")
+
+
+@linux
+def test_a_host_where_nothing_names_an_npm_registry_wants_npm(
+    home: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claude Code comes from npm into an image from packages; a new Debian has neither npm nor its settings."""
+    if (file := Path("/etc/npmrc")).exists() and "\nregistry" in "\n" + file.read_text():
+        pytest.skip("this host's /etc/npmrc names one")
+    for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY"):
+        monkeypatch.delenv(name, raising=False)
+    programs("mmdebstrap", "newuidmap")
+    assert "npm" in [item.name for item in host.missing_for_packages()]
+    (home / ".npmrc").write_text("fund=false\nregistry = https://npm.example/\n")
+    assert "npm" not in [item.name for item in host.missing_for_packages()]
+    (home / ".npmrc").unlink()
+    programs("npm")
+    assert "npm" not in [item.name for item in host.missing_for_packages()]
+    assert setup.package("apt-get", "npm", "x86_64") == "npm"

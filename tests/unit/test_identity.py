@@ -183,3 +183,15 @@ def test_root_takes_its_own_home_and_nobody_else_s_xdg_directories(
     monkeypatch.setenv("HOME", str(own / "new"))
     identity.leave_other_homes()
     assert os.environ["HOME"] == str(own / "new")
+
+
+@as_root
+def test_root_that_stays_root_leaves_another_s_lima_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(identity, "user_to_become", lambda _project: None)
+    for owner, kept in ((0, True), (4321, False)):
+        os.chown(tmp_path, owner, owner)
+        monkeypatch.setenv("LIMA_HOME", str(tmp_path / "lima"))
+        assert identity.become_user(tmp_path) is None
+        assert ("LIMA_HOME" in os.environ) is kept

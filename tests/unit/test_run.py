@@ -135,7 +135,8 @@ def test_an_interrupt_ends_the_child() -> None:
 
 def test_a_ctrl_c_on_the_terminal_does_not_reach_the_child() -> None:
     """It is in a group of its own: we decide what ends and how."""
-    assert int(LocalRunner().run(sh("ps -o pgid= -p $$")).text) != os.getpgid(0)
+    group = Command((sys.executable, "-c", "import os; print(os.getpgid(0))"))
+    assert int(LocalRunner().run(group).text) != os.getpgid(0)
 
 
 def test_lines_come_as_they_are_written_and_go_to_the_log(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from box import short_directory
+from box import need, short_directory
 
 from _claude_sandbox import panes, processes
 from _claude_sandbox.panes import Place, Record
@@ -76,6 +76,7 @@ class Server:
     made: int = 0
 
     def __post_init__(self) -> None:
+        need("tmux")
         self.socket = self.directory / "tmux"
         self.program = self.directory / "claude.py"
         self.program.write_text(CLAUDE, encoding="utf-8")
