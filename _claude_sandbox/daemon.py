@@ -126,7 +126,7 @@ def ensure(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = 
         stop(daemon, ask_to_stop=ask_to_stop)
         child = run.start_detached(own_command(daemon.verb), daemon.log)
         deadline = time.monotonic() + timeout
-        while not (_is_current(daemon) and listens(daemon.socket)):
+        while not running(daemon):  # whatever its version: the program may be changing under us
             if child.poll() is not None and not held(daemon):
                 raise _did_not_start(daemon, "It ended at once.")
             if time.monotonic() > deadline:

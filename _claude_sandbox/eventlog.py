@@ -1,7 +1,9 @@
 """The log of events, JSON lines: what the server knows after a restart, and what `events` shows.
 
-    events.jsonl      the newest; begins with a snapshot of the board, so that it alone is replayed
-    events.1.jsonl    the one before, and so on; at most KEPT, each of LIMIT bytes or a little more
+    events.jsonl           the newest; begins with a snapshot of the board, so that it alone is replayed
+    rotated-SEQ.jsonl      one before it, whose events have still to go into the history
+    history/NAME.jsonl     older events, of each sandbox apart (eventhistory.py)
+    events.N.jsonl         of an earlier release, N = 1 the newest: go into the history too
 
 A line that was written is taken for good: a kill of the server loses none, since the kernel has it. The
 disk has it a second later at most (the server calls `sync`), so that a power cut of the host may lose
@@ -13,17 +15,23 @@ removed at the next start: it was not acknowledged, so the guest sends it again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from _claude_sandbox import eventhistory
 from _claude_sandbox.board import Board
+from _claude_sandbox.eventhistory import History
 from _claude_sandbox.hookevent import Event
 
-NAME = "events.jsonl"
-LIMIT, KEPT = 8 << 20, 3
+NAME, HISTORY = "events.jsonl", "history"
+LIMIT = 4 << 20  # bytes behind the snapshot
+KEPT = 8  # rotated files that wait for the history, when the disk is full say
+AGAIN_SECONDS = 60.0  # between two tries to bring them there when it failed
 SCHEMA = 1
 
 
@@ -39,19 +47,21 @@ def of_event(event: Event) -> bytes:
 class EventLog:
     """Opened by the one server; `skipped` counts unreadable lines that `replay` met."""
 
-    def __init__(self, directory: Path, *, limit: int = LIMIT, kept: int = KEPT) -> None:
-        self.path, self.limit, self.kept = directory / NAME, limit, kept
+    def __init__(self, directory: Path, *, limit: int = LIMIT, history: int = eventhistory.LIMIT) -> None:
+        self.path, self.limit = directory / NAME, limit
+        self.history = History(directory / HISTORY, limit=history)
         self.skipped = 0
         self._fd = -1
-        self._size = 0
+        self._size = self._head = 0  # bytes: of the file, and of its snapshot
         self._dirty = False
+        self._again = 0.0  # when `sync` may try the history again
         self._retired: list[int] = []  # files that `sync` has still to see to
 
     def open(self, board: Board) -> None:
         """Bring `board` to where the last server was, and go on writing there. Raises OSError."""
         whole = (next(_records(self.path), None) or {}).get("type") == "snapshot"
         # Without a snapshot at its head: killed between the renames of `rotate`, or a power cut there.
-        for file in [self.path] if whole else [self._old(1), self.path]:
+        for file in [self.path] if whole else [*self._newest_whole(), self.path]:
             for record in _records(file):
                 self._replay(board, record)
         if self.path.exists():
@@ -66,31 +76,39 @@ class EventLog:
 
     def rotate_if_long(self, board: Board) -> None:
         """Begin a new file when this one is long. Raises OSError, and then goes on with the old one."""
-        if self._size > self.limit:
+        if self._size - self._head > self.limit:
             self.rotate(board)
 
     def rotate(self, board: Board) -> None:
         """No fsync here, which may take long: `open` knows what a power cut can leave of it."""
         fresh = self.path.with_name(f".{NAME}.new")
-        fresh.write_bytes(_snapshot(board))
+        snapshot = _snapshot(board)
+        fresh.write_bytes(snapshot)
         os.chmod(fresh, 0o600)
-        for number in range(self.kept - 1, 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self._old(number), self._old(number + 1))
-        os.replace(self.path, self._old(1))
+        os.replace(self.path, self._free_name(board.seq))
         os.replace(fresh, self.path)
         self._retired.append(self._fd)
-        self._open()
+        self._open(len(snapshot))
         self._dirty = True
+        for surplus in _rotated(self.path.parent)[:-KEPT]:
+            surplus.unlink(missing_ok=True)  # nobody brings them into the history
 
     def sync(self) -> None:
-        """Have the disk take what was written. Safe in another thread than the writer's."""
+        """Have the disk take what was written, then older files go into the history. Safe in another thread than
+        the writer's. Raises OSError."""
+        # In this order: whatever follows a file of `rotated` is on the disk before that one is removed.
+        rotated = [*_numbered(self.path.parent), *_rotated(self.path.parent)]
+        fd = os.dup(self._fd) if (self._dirty or rotated) and self._fd >= 0 else -1
         retired, self._retired = self._retired, []
-        for fd in retired:
-            _sync_and_close(fd)
-        if self._dirty and self._fd >= 0:
+        for each in retired:
+            _sync_and_close(each)
+        if fd >= 0:
             self._dirty = False
-            _sync_and_close(os.dup(self._fd))
+            _sync_and_close(fd)
+        if rotated and time.monotonic() >= self._again:
+            self._again = time.monotonic() + AGAIN_SECONDS
+            self.history.take(rotated)
+            self._again = 0.0
 
     def close(self) -> None:
         for fd in [*self._retired, self._fd]:
@@ -100,15 +118,26 @@ class EventLog:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _old(self, number: int) -> Path:
-        return self.path.with_name(f"events.{number}.jsonl")
+    def _free_name(self, seq: int) -> Path:
+        names = (self.path.with_name(f"rotated-{seq:016}.{number}.jsonl") for number in itertools.count())
+        return next(name for name in names if not name.exists())
 
-    def _open(self) -> None:
+    def _newest_whole(self) -> list[Path]:
+        """The file before ours that begins with a snapshot, and those behind it."""
+        found: list[Path] = []
+        for file in reversed([*_numbered(self.path.parent), *_rotated(self.path.parent)]):
+            found.insert(0, file)
+            if (next(_records(file), None) or {}).get("type") == "snapshot":
+                break
+        return found
+
+    def _open(self, head: int = 0) -> None:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._fd).st_size
+        self._size, self._head = os.fstat(self._fd).st_size, head
 
     def _begin(self, board: Board) -> None:
         self._write(_snapshot(board))
+        self._head = self._size
 
     def _write(self, data: bytes) -> None:
         try:
@@ -140,26 +169,43 @@ class EventLog:
             self.skipped += 1
 
 
-def files(directory: Path) -> list[Path]:
-    """The log's files, the oldest first."""
-    old = sorted(directory.glob("events.*.jsonl"), key=lambda file: file.name, reverse=True)
-    return [*old, *([directory / NAME] if (directory / NAME).exists() else [])]
+def files(directory: Path) -> Iterator[Path]:
+    """All that hold events. Read each before you ask for the next one: an event that is moved to an older file
+    meanwhile is then met twice, never missed."""
+    yield directory / NAME
+    yield from reversed(_rotated(directory))
+    yield from reversed(_numbered(directory))
+    yield from History(directory / HISTORY).files()
 
 
 def logged(directory: Path, *, since_ns: int = 0, after: int = 0) -> Iterator[Event]:
     """Events that the host got since a time (ns since 1970), with a `seq` above `after`, in their order."""
+    found: dict[int, Event] = {}
     for file in files(directory):
-        with contextlib.suppress(OSError):
-            if file.stat().st_mtime_ns < since_ns:
-                continue
-        for record in _records(file):
-            if record is None or record.get("type") != "event":
-                continue
+        for event in _events(file, since_ns):
+            if event.received_ns >= since_ns and event.seq > after:
+                found[event.seq] = event
+    yield from (found[seq] for seq in sorted(found))
+
+
+def _events(file: Path, since_ns: int) -> Iterator[Event]:
+    with contextlib.suppress(OSError):
+        if file.stat().st_mtime_ns < since_ns:
+            return
+    for record in _records(file):
+        if record is not None and record.get("type") == "event":
             with contextlib.suppress(KeyError, TypeError):
-                event = Event.from_json(record)
-                if event.received_ns >= since_ns and event.seq > after:
-                    after = event.seq
-                    yield event
+                yield Event.from_json(record)
+
+
+def _rotated(directory: Path) -> list[Path]:
+    """The oldest first."""
+    return sorted(directory.glob("rotated-*.jsonl"))
+
+
+def _numbered(directory: Path) -> list[Path]:
+    """As an earlier release named them, the oldest first."""
+    return sorted(directory.glob("events.[1-9].jsonl"), reverse=True)
 
 
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from _claude_sandbox.files import unlink_own
 
-BEHIND = 1 << 20  # bytes; a reader that is so far behind is dropped
+BEHIND = 1 << 20  # bytes, besides its greeting; a reader that is so far behind is dropped
 READERS = 64
 
 
@@ -21,7 +21,7 @@ class Feed:
 
     def __init__(self, path: Path, greeting: Callable[[], Iterable[bytes]]) -> None:
         self.path, self._greeting = path, greeting
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._writers: dict[asyncio.StreamWriter, int] = {}  # and how many bytes may wait for it
         self._server: asyncio.Server | None = None
         self._made: os.stat_result | None = None  # the socket
 
@@ -47,12 +47,12 @@ class Feed:
         if not self._writers:
             return
         data = b"".join(lines)
-        for writer in list(self._writers):
+        for writer, room in list(self._writers.items()):
             transport = writer.transport
             if transport.is_closing():
-                self._writers.discard(writer)
-            elif transport.get_write_buffer_size() + len(data) > BEHIND:
-                self._writers.discard(writer)
+                self._writers.pop(writer, None)
+            elif transport.get_write_buffer_size() + len(data) > room:
+                self._writers.pop(writer, None)
                 transport.abort()
             else:
                 writer.write(data)
@@ -62,13 +62,15 @@ class Feed:
             writer.transport.abort()
             return
         # In this order and without a pause between: a reader misses nothing and gets nothing twice.
-        writer.write(b"".join(self._greeting()))
-        self._writers.add(writer)
+        greeting = b"".join(self._greeting())
+        writer.write(greeting)
+        # Guests can make the greeting longer than BEHIND: who has just come is not behind for that.
+        self._writers[writer] = BEHIND + len(greeting)
         try:
             while await reader.read(4096):
                 pass  # a reader has nothing to say to us
         except ConnectionError:
             pass
         finally:
-            self._writers.discard(writer)
+            self._writers.pop(writer, None)
             writer.close()

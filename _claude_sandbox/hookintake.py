@@ -17,6 +17,7 @@ from aiohttp import web
 from _claude_sandbox.unixhttp import Limits, UnixServer, answer
 
 RATE, BURST = 500.0, 4000.0  # events a second, and at once
+PER_EVENT = 2048  # bytes; a longer one counts as several, or the log would grow by 10 MB a second
 SLICE = 64  # lines that are worked on before other sandboxes get their turn
 DISK_FULL_WAIT = 5  # seconds
 
@@ -30,7 +31,7 @@ class Taken:
 
 
 class Bucket:
-    """How many events may come now. A batch is taken whole; what it is too much is owed."""
+    """How many events may come now. A batch is taken whole; the balance may go negative."""
 
     def __init__(
         self, rate: float = RATE, burst: float = BURST, clock: Callable[[], float] = time.monotonic
@@ -81,7 +82,7 @@ class Intake:
             return answer(415, {"error": "no compressed bodies"})
         body = await self._server.body(request)
         lines = [line for line in body.split(b"\n") if line and not line.isspace()]
-        self._bucket.take(max(len(lines), 1))
+        self._bucket.take(max(len(lines), len(body) // PER_EVENT, 1))
         try:
             taken = await self._take(lines)
         except OSError as error:

@@ -25,8 +25,9 @@ from _claude_sandbox.hookevent import clean
 from _claude_sandbox.notice import NORMAL, NOTIFIED, Action, Key, Notice, Policy, Show, quiet_left
 from _claude_sandbox.notifiers import Actions, Desktop, Failed, Log, Terminal, UserCommand, Way
 from _claude_sandbox.run import LocalRunner, Runner
+from _claude_sandbox.turns import Turns
 
-QUEUE = 2000  # transitions that wait for us; the server's limits keep it far below
+LATEST = 4096  # sessions that are remembered for a click
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Notifier:
         self._answered = answered
         self._policy = Policy((), projects)
         self._latest: dict[Key, Session] = {}
-        self._queue: asyncio.Queue[Transition] = asyncio.Queue(QUEUE)
+        self._queue = Turns()
         self._worker: asyncio.Task[None] | None = None
         self._actions: set[asyncio.Task[None]] = set()
         self._troubles: dict[str, str] = {}
@@ -113,10 +114,8 @@ class Notifier:
         """Take a transition; returns at once. Call it in the order in which they happened."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._work())
-        try:
-            self._queue.put_nowait(transition)
-        except asyncio.QueueFull:
-            self._log(f"too many transitions at once: one of {transition.after.sandbox} is not notified")
+        if not self._queue.put_newest(transition):
+            self._trouble(transition.after.sandbox, "too many changes at once: the oldest are not notified")
 
     def resume(self, sessions: Iterable[Session]) -> None:
         """After a restart: what was withdrawn by `close`, and still waits, is shown again.
@@ -206,7 +205,7 @@ class Notifier:
         after, event = transition.after, transition.event
         self._latest.pop(after.key, None)
         self._latest[after.key] = after
-        while len(self._latest) > QUEUE:
+        while len(self._latest) > LATEST:
             del self._latest[next(iter(self._latest))]
         self._policy.states = frozenset(self._settings().states)
         age = (time.time_ns() - event.received_ns) / 1e9 if event else 0.0

@@ -23,10 +23,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "progress", "hookevent", "processes"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
-     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
+     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
-     "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
+     "first_run", "board", "turns", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
     ("registration", "eventlog", "voice"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
     ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
@@ -49,7 +49,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 PROCESSES = {"subprocess", "multiprocessing"}
 HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 # Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
-SERVER = {"hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp", "forward",
+SERVER = {"turns", "hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp", "forward",
           "notify", "notifiers", "notifier_mac", "audio", "audiosign", "audioserver"}  # fmt: skip
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from _claude_sandbox import eventlog
+from _claude_sandbox import eventhistory, eventlog
 from _claude_sandbox.board import ENDED_KEPT, SESSIONS, SPOOLS, Board
 from _claude_sandbox.eventlog import EventLog, line, of_event
 from _claude_sandbox.hookevent import Event
@@ -55,22 +57,143 @@ def test_a_forgotten_sandbox_stays_forgotten(tmp_path: Path) -> None:
 
 
 def test_it_is_rotated_and_a_restart_needs_the_newest_file_only(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path, limit=20_000, kept=2)
+    log, board = reopened(tmp_path, limit=20_000)
     for seq in range(1, 401):
         write(log, board, event(seq, "Stop" if seq % 2 else "UserPromptSubmit"))
+    assert rotated(tmp_path)
+    assert [each.seq for each in eventlog.logged(tmp_path)] == list(range(1, 401))
     log.sync()
     log.close()
-    names = [file.name for file in eventlog.files(tmp_path)]
-    assert names == ["events.2.jsonl", "events.1.jsonl", "events.jsonl"]
-    assert all(file.stat().st_size < 22_000 for file in eventlog.files(tmp_path))
-    for old in ("events.1.jsonl", "events.2.jsonl"):
-        assert json.loads((tmp_path / old).read_text().splitlines()[0])["type"] == "snapshot"
-    seqs = [each.seq for each in eventlog.logged(tmp_path)]
-    assert seqs == list(range(seqs[0], 401)) and len(seqs) > 100
-    for old in ("events.1.jsonl", "events.2.jsonl"):
-        (tmp_path / old).unlink()
+    assert rotated(tmp_path) == [] and log.path.stat().st_size < 22_000
+    assert json.loads(log.path.read_text().splitlines()[0])["type"] == "snapshot"
+    assert [each.seq for each in eventlog.logged(tmp_path)] == list(range(1, 401))
+    shutil.rmtree(tmp_path / "history")
     _, again = reopened(tmp_path)
     assert again.snapshot() == board.snapshot()
+
+
+def rotated(directory: Path) -> list[Path]:
+    return sorted(directory.glob("rotated-*"))
+
+
+def test_a_flood_of_one_sandbox_leaves_the_others_their_history(tmp_path: Path) -> None:
+    log, board = reopened(tmp_path, limit=20_000, history=60_000)
+    quiet = [event(seq, box="quiet") for seq in range(1, 31)]
+    write(log, board, *quiet)
+    for seq in range(31, 3031):
+        write(log, board, event(seq, box="flood"))
+        if seq % 50 == 0:
+            log.sync()
+    log.sync()
+    found = list(eventlog.logged(tmp_path))
+    assert [each.seq for each in found if each.sandbox == "quiet"] == list(range(1, 31))
+    flood = [each.seq for each in found if each.sandbox == "flood"]
+    assert flood == list(range(flood[0], 3031)) and 100 < len(flood) < 1000, "the newest of its own"
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.jsonl")) < 60_000 + 22_000
+    log.close()
+    _, again = reopened(tmp_path)
+    assert again.snapshot() == board.snapshot()
+
+
+def test_a_flood_from_many_sandboxes_is_bounded_too(tmp_path: Path) -> None:
+    log, board = reopened(tmp_path, limit=20_000, history=60_000)
+    for seq in range(1, 3001):
+        write(log, board, event(seq, box=f"box{seq % 7}"))
+        if seq % 50 == 0:
+            log.sync()
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.jsonl")) < 60_000 + 44_000
+    assert {each.sandbox for each in eventlog.logged(tmp_path)} == {f"box{n}" for n in range(7)}
+
+
+def test_the_log_of_the_last_release_is_read_and_kept(tmp_path: Path) -> None:
+    """events.jsonl and up to three older ones, each with a snapshot at its head."""
+    board, kept = Board(), []
+    for number, name in enumerate(["events.3.jsonl", "events.2.jsonl", "events.1.jsonl", "events.jsonl"]):
+        head = line("snapshot", {"schema": eventlog.SCHEMA, **board.snapshot()})
+        events = [event(seq, box=f"box{seq % 2}") for seq in range(10 * number + 1, 10 * number + 11)]
+        for each in events:
+            board.take(each)
+        kept += [each.seq for each in events]
+        (tmp_path / name).write_bytes(head + b"".join(map(of_event, events)))
+    assert [each.seq for each in eventlog.logged(tmp_path)] == kept
+    log, again = reopened(tmp_path)
+    assert again.snapshot() == board.snapshot()
+    for _ in range(2):
+        log.sync()
+        assert [each.seq for each in eventlog.logged(tmp_path)] == kept
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"events.jsonl", "history"} and len(list((tmp_path / "history").iterdir())) == 2
+
+
+@pytest.mark.parametrize("step", ["write_atomic", "unlink"])
+def test_killed_while_events_go_into_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    log, board = reopened(tmp_path, limit=5_000)
+    for seq in range(1, 101):
+        write(log, board, event(seq, box=f"box{seq % 3}"))
+    left = [2]
+
+    def dies(*arguments: Any, **how: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        real(*arguments, **how)
+
+    with monkeypatch.context() as killed:
+        where = eventhistory if step == "write_atomic" else Path
+        real = getattr(where, step)
+        killed.setattr(where, step, dies)
+        with pytest.raises(KeyboardInterrupt):
+            log.sync()
+    assert [each.seq for each in eventlog.logged(tmp_path)] == list(range(1, 101)), "none twice, none lost"
+    (tmp_path / "history" / ".box1.jsonl.77.abc").write_bytes(b"half")
+    log, again = reopened(tmp_path, limit=5_000)
+    log.sync()
+    assert again.snapshot() == board.snapshot() and rotated(tmp_path) == []
+    assert [each.seq for each in eventlog.logged(tmp_path)] == list(range(1, 101))
+    assert len(list((tmp_path / "history").iterdir())) == 3
+
+
+def test_without_a_history_rotated_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, board = reopened(tmp_path, limit=2_000)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(eventhistory, "write_atomic", full)
+        for seq in range(1, 301):
+            write(log, board, event(seq))
+        with pytest.raises(OSError, match="No space"):
+            log.sync()
+        log.sync()  # not at once again
+    assert len(rotated(tmp_path)) == eventlog.KEPT
+    monkeypatch.setattr(eventlog, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(log, "_again", 0.0)
+    log.sync()
+    assert rotated(tmp_path) == []
+
+
+def test_a_long_snapshot_does_not_make_each_event_a_new_file(tmp_path: Path) -> None:
+    """Hostile guests can make it longer than the limit of a file: 64 sessions with long texts each."""
+    log, board = reopened(tmp_path, limit=5_000)
+    for seq in range(1, 201):
+        write(log, board, event(seq, session=f"s{seq}", box=f"box{seq % 8}"))
+    log.rotate(board)
+    assert log.path.stat().st_size > 5_000
+    before = len(rotated(tmp_path))
+    write(log, board, event(201))
+    assert len(rotated(tmp_path)) == before
+
+
+def test_a_strange_name_stays_in_its_directory(tmp_path: Path) -> None:
+    log, board = reopened(tmp_path)
+    write(log, board, event(1, box="../../x"), event(2, box=".."))
+    log.rotate(board)
+    log.sync()
+    assert len(list((tmp_path / "history").iterdir())) == 2
+    assert [each.sandbox for each in eventlog.logged(tmp_path)] == ["../../x", ".."]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
@@ -88,16 +211,17 @@ def test_a_torn_last_line_is_not_there(tmp_path: Path, cut: int) -> None:
     assert [each.seq for each in eventlog.logged(tmp_path)] == [1, 2]
 
 
-def test_killed_between_the_renames_of_a_rotation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rotated-0000000000000002.0.jsonl", "events.1.jsonl"])
+def test_killed_between_the_renames_of_a_rotation(tmp_path: Path, name: str) -> None:
     log, board = reopened(tmp_path)
     write(log, board, event(1), event(2))
     log.close()
-    os.replace(log.path, tmp_path / "events.1.jsonl")
+    os.replace(log.path, tmp_path / name)
     log, again = reopened(tmp_path)
     assert again.snapshot() == board.snapshot()
     write(log, again, event(3))
     log.close()
-    (tmp_path / "events.1.jsonl").unlink()
+    (tmp_path / name).unlink()
     _, last = reopened(tmp_path)
     assert last.seq == 3
 
