@@ -118,6 +118,13 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
                 "-f: also disks of a LIMA_HOME that is not there",
             },
         ),
+        (
+            ("--forget-home",),
+            {
+                "metavar": "DIR",
+                "help": "with --cache: the LIMA_HOME DIR was deleted for good; keep no disk for its VMs",
+            },
+        ),
     ),
     "events": (
         (("-f", "--follow"), {"action": "store_true", "help": "go on with what happens now"}),

@@ -22,8 +22,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "files", "progress", "hookevent"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
-     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
+     "ssh_wait", "swap", "lima_homes", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
+    ("disk_users",),
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
     ("registration", "eventlog", "voice"),
@@ -39,7 +40,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
-    ("setup_host", "settings_verbs", "tools_verbs", "uninstall", "hook_verbs", "watch"),
+    ("setup_host", "settings_verbs", "tools_verbs", "uninstall", "hook_verbs", "watch",
+     "disk_verbs"),
     ("people",),
     ("commands",),
     ("cli",),
