@@ -25,19 +25,16 @@ class Cached:
     what: str
 
 
-def freeable(lima_home: Path, *, force: bool = False) -> list[Cached]:
-    """What nothing uses now. `force`: also disks that a LIMA_HOME used which cannot be asked now.
-
-    Raises DiskError when a VM cannot be looked at.
-    """
-    disks = [Cached(g.path, g.size, "disk that no VM uses") for g in golden.unused(lima_home, force=force)]
+def freeable(lima_home: Path) -> list[Cached]:
+    """What nothing uses now. Raises DiskError when a VM cannot be looked at."""
+    disks = [Cached(g.path, g.size, "disk that no VM uses") for g in golden.unused(lima_home)]
     with no_build() as idle:
         return disks + (_build_caches() if idle else [])
 
 
-def free(lima_home: Path, *, force: bool = False, tell: Tell = nobody) -> list[Cached]:
+def free(lima_home: Path, *, tell: Tell = nobody) -> list[Cached]:
     """Remove that, each looked at again under its lock; returns what went."""
-    freed = golden.free(lima_home, force=force, tell=tell)
+    freed = golden.free(lima_home, tell=tell)
     gone = [Cached(g.path, g.size, "disk that no VM used") for g in freed]
     with no_build() as idle:
         for each in _build_caches() if idle else []:

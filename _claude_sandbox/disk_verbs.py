@@ -22,8 +22,8 @@ def prune_cache(call: Call) -> list[Cached]:
         raise UsageError("--cache deletes no sandbox: it goes with neither PREFIX nor --orphans.")
     if chosen.forget_home and not chosen.dry_run:
         golden.forget_home(Path(chosen.forget_home), call.progress.note)
-    kept = [] if chosen.force else _kept(call, home)
-    doomed = cache.freeable(home, force=chosen.force)
+    kept = _kept(call, home)
+    doomed = cache.freeable(home)
     if not chosen.json:
         for each in doomed:
             print(f"  {values.format_size(each.size)}  {render.printable(each.path)}: {each.what}")
@@ -36,7 +36,7 @@ def prune_cache(call: Call) -> list[Cached]:
     if doomed:
         them = "it" if len(doomed) == 1 else "them"
         call.require(f"Free {them}? What is needed again is made again.")
-    return cache.free(home, force=chosen.force, tell=call.progress.note)
+    return cache.free(home, tell=call.progress.note)
 
 
 def freed(done: Sequence[Cached]) -> str:
@@ -48,7 +48,7 @@ def freed(done: Sequence[Cached]) -> str:
 def _kept(call: Call, home: Path) -> list[str]:
     """Why disks stay that no VM is seen to use; on a terminal first the question whether they have to.
 
-    `--yes` is not an answer to that one: who says it has not looked at the mount.
+    `--yes` and `--force` are no answer to that one: who says them has not looked at the mount.
     """
     for gone, why in _waiting(home).items():
         question = (
@@ -71,5 +71,5 @@ def _reason(disk: golden.Golden) -> str:
     state = "; ".join(f"{home} {why} now" for home, why in zip(homes, disk.why, strict=True))
     return (
         f"{render.printable(disk.path)}, which VMs of {', '.join(homes)} used; {state}. Mount it, or, if it was "
-        f"deleted for good: `claude-sandbox prune --cache --forget-home {os.fspath(homes[0])}` (-f frees all such)"
+        f"deleted for good: `claude-sandbox prune --cache --forget-home {os.fspath(homes[0])}`"
     )

@@ -30,7 +30,7 @@ from _claude_sandbox.context import Context
 from _claude_sandbox.disk_users import DISK, in_store
 from _claude_sandbox.errors import ClaudeSandboxError, CreateError
 from _claude_sandbox.files import sync
-from _claude_sandbox.golden import ASIDE, FULL
+from _claude_sandbox.golden import ASIDE
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.qcow2 import DiskError
 from _claude_sandbox.run import Command
@@ -263,15 +263,15 @@ def make_full(ctx: Context, directory: Path) -> None:
 
     Raises CreateError (no space), DiskError. Killed half-way it leaves the linked disk as it was.
     """
-    disk, full = directory / DISK, directory / FULL
+    disk, full = directory / DISK, golden.full_of(directory)
     files = qcow2.chain(disk)
     if len(files) == 1:
         return
-    _check_space(directory, files)
+    _check_space(full.parent, files)
     with ctx.progress.stage(f"Copying the whole disk of {directory.name}"):
         try:
             _qemu_img(ctx, qemu.flatten(disk, full))
             sync(full)
-            os.replace(full, disk)
+            os.replace(full, os.path.realpath(disk))
         finally:
             full.unlink(missing_ok=True)

@@ -34,7 +34,6 @@ SUFFIX = ".qcow2"
 MODE = 0o400  # a base made from a sandbox may hold its login
 # The overlay that takes the disk's place, then what it took the place of. Lima neither copies nor keeps *.tmp.
 ASIDE = "disk.claude-sandbox.tmp"
-FULL = "disk.full.tmp"  # a disk that is being made self-contained
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,13 @@ def check(lima_home: Path, directory: Path, tell: Tell = nobody) -> None:
 
 def tidy(directory: Path) -> None:
     """Remove what a killed `--full-clone` left in a VM that is about to start. That VM's lock is held."""
-    (directory / FULL).unlink(missing_ok=True)
+    full_of(directory).unlink(missing_ok=True)
+
+
+def full_of(directory: Path) -> Path:
+    """Where a VM's disk is made self-contained: beside the disk itself, which may be on another file system."""
+    disk = Path(os.path.realpath(directory / DISK))
+    return disk.with_name(f"{disk.name}.full.tmp")
 
 
 def _known(file: Path, lima_home: Path) -> bool:
@@ -215,23 +220,21 @@ def _records() -> list[Path]:
 # -- freeing -------------------------------------------------------------------------------------
 
 
-def unused(lima_home: Path, *, force: bool = False) -> list[Golden]:
+def unused(lima_home: Path) -> list[Golden]:
     """Golden files on which no VM stands.
 
-    One that a LIMA_HOME used which cannot be asked now (unmounted, perhaps) counts as used unless `force`.
+    One that a LIMA_HOME used which cannot be asked now (unmounted, perhaps) counts as used.
     """
-    return [each for each in survey(lima_home) if not each.users and (force or not each.gone)]
+    return [each for each in survey(lima_home) if not each.users and not each.gone]
 
 
-def free(
-    lima_home: Path, *, force: bool = False, only: Iterable[str] | None = None, tell: Tell = nobody
-) -> list[Golden]:
+def free(lima_home: Path, *, only: Iterable[str] | None = None, tell: Tell = nobody) -> list[Golden]:
     """Remove the unused ones (of the names in `only`), looked for again under the lock; returns them."""
     if not paths.golden_dir().is_dir():
         return []
     with store_lock(tell):
         sweep(lima_home)
-        freed = [g for g in unused(lima_home, force=force) if only is None or g.path.name in only]
+        freed = [g for g in unused(lima_home) if only is None or g.path.name in only]
         for golden in freed:
             golden.path.unlink(missing_ok=True)
             golden.path.with_suffix(".json").unlink(missing_ok=True)
@@ -268,7 +271,8 @@ def sweep(lima_home: Path) -> None:
     """Remove what a killed run left half-done. The store's lock is held, exclusively.
 
     A golden file that still is some VM's own disk was about to be frozen: only its name in the store
-    goes, the disk stays where it is, and nothing can stand on it yet.
+    goes, the disk stays where it is, and nothing can stand on it yet. All this waits while there is something
+    that cannot be looked at.
     """
     for aside in lima_home.glob(f"*/{ASIDE}"):
         aside.unlink(missing_ok=True)
@@ -276,7 +280,7 @@ def sweep(lima_home: Path) -> None:
     seen = look(homes_of([*files, *_records()], lima_home), lima_home)
     for file in files:
         info = file.stat()
-        if (info.st_dev, info.st_ino) in seen.disks and file.name not in seen.users:
+        if (info.st_dev, info.st_ino) in seen.disks and _is_free(file, seen):
             file.unlink()
         elif info.st_mode & 0o222:
             file.chmod(MODE)
@@ -289,7 +293,11 @@ def sweep(lima_home: Path) -> None:
 def _is_lone(file: Path, seen: Seen) -> bool:
     """Whether a record's golden file is not there and nobody can miss it."""
     disk = file.with_suffix(SUFFIX)
-    return not (disk.exists() or disk.name in seen.users or seen.unreadable or seen.gone(disk))
+    return not disk.exists() and _is_free(disk, seen)
+
+
+def _is_free(file: Path, seen: Seen) -> bool:
+    return not (file.name in seen.users or seen.unreadable or seen.gone(file))
 
 
 def _note_homes(seen: Seen) -> None:

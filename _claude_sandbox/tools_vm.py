@@ -327,9 +327,10 @@ def _replace(build: _Build) -> None:
         (new / name).unlink(missing_ok=True)
     for log in [*new.glob("*.log")]:
         log.unlink()
+    # Before the protection: a tools VM that is protected and has no note is one that somebody finished.
+    _put_note(new)
     ctx.lima.protect(build.temporary)
     # From here on its mark names what it will be, so the note says whose it is.
-    _put_note(new)
     instance = Instance(build.temporary, STOPPED, new)
     document = tools_document.final(boot.read_document(instance), vm.Mark(vm.TOOLS, build.name).encode())
     boot.write_document(ctx, new, document)
@@ -372,10 +373,11 @@ def _remove_leftover(ctx: Context, name: str, temporary: str) -> None:
     if not directory.exists() and not directory.is_symlink():
         return
     peeked = ctx.lima.peek(temporary)
-    ours = peeked is None or (peeked.mark is not None and peeked.mark.kind == vm.TOOLS)
-    if directory.is_symlink() or not (ours or put_aside(directory)):
+    begun = peeked is None or (peeked.mark is not None and peeked.mark.kind == vm.TOOLS)
+    finished = (directory / "protected").exists()
+    if directory.is_symlink() or not ((begun and not finished) or put_aside(directory)):
         raise SandboxExistsError(
-            f"A VM called {temporary} is there, and claude-sandbox did not build it.",
+            f"A VM called {temporary} is there, which claude-sandbox did not build, or built for you.",
             details=f"The tools VM {name} is built under that name first.",
             resolution="Remove it (`limactl delete`), or give another name to `rebuild-tools-vm`.",
         )

@@ -228,7 +228,8 @@ def test_another_lima_home_keeps_what_it_uses(made: Box) -> None:
     kept = made.run("prune", "--cache")
     assert f"kept: {file}" in kept.out and file.exists()
     assert f"VMs of {other}" in made.run("doctor").out
-    assert made.run("prune", "--cache", "-f").code == 0 and not file.exists()
+    assert made.run("prune", "--cache", "-f").code == 0 and file.exists()
+    assert made.run("prune", "--cache", "--forget-home", str(other)).code == 0 and not file.exists()
 
 
 def test_an_unmounted_lima_home_keeps_its_disks(made: Box) -> None:

@@ -414,7 +414,8 @@ def test_another_lima_home_counts_also_while_it_is_not_there(
     other.rename(home / "unmounted")
     assert golden.free(here) == []
     assert [g.gone for g in cache.kept(here)] == [(other,)]
-    assert [g.path for g in golden.free(here, force=True)] == [file]
+    golden.forget_home(other)
+    assert [g.path for g in golden.free(here)] == [file]
 
 
 def test_what_a_missing_layer_stood_on_is_kept(linux: Context) -> None:
@@ -515,7 +516,7 @@ def test_what_was_moved_to_another_file_system_still_counts(
     else:
         big.rename(home / "unmounted")
         with pytest.raises(DiskError) as caught:
-            golden.free(linux.lima.home, force=True)
+            golden.free(linux.lima.home)
         assert "which cannot be reached" in (caught.value.details or "")
     assert file is not None and file.exists()
 
@@ -536,7 +537,7 @@ def test_a_chain_that_is_broken_stops_the_freeing(linux: Context, home: Path, wh
         assert golden.free(linux.lima.home) == []
         (home / "layer").unlink()
     with pytest.raises(DiskError) as caught:
-        golden.free(linux.lima.home, force=True)
+        golden.free(linux.lima.home)
     assert "is missing or cannot be read" in (caught.value.details or "") and lower.exists()
 
 
@@ -622,10 +623,24 @@ def test_a_full_clone_needs_no_other_file(linux: Context, monkeypatch: pytest.Mo
     freeze.make_full(linux, box.dir)
 
 
+def test_a_full_copy_of_a_disk_elsewhere_stays_there(linux: Context, home: Path) -> None:
+    tools = base(linux)
+    freeze.freeze(linux, tools)
+    moved = home / "moved"
+    (tools.dir / "disk").rename(moved)
+    (tools.dir / "disk").symlink_to(moved)
+    (home / "moved.full.tmp").touch()  # of a killed one
+    golden.tidy(tools.dir)
+    assert not (home / "moved.full.tmp").exists()
+    freeze.make_full(linux, tools.dir)
+    assert (tools.dir / "disk").is_symlink() and not freeze.is_linked(tools.dir)
+    assert fakedisk.content(moved) == b"tools;" and not list(home.glob("*.tmp"))
+
+
 def test_a_full_copy_that_fails_leaves_the_linked_disk(linux: Context, recorder: Recorder) -> None:
     tools = base(linux)
     freeze.freeze(linux, tools)
     recorder.on("qemu-img", "convert", then=failed("No space left on device"))
     with pytest.raises(ClaudeSandboxError, match="qemu-img failed"):
         freeze.make_full(linux, tools.dir)
-    assert freeze.is_linked(tools.dir) and not (tools.dir / golden.FULL).exists()
+    assert freeze.is_linked(tools.dir) and not golden.full_of(tools.dir).exists()

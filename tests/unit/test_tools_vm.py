@@ -276,6 +276,13 @@ def test_a_foreign_vm_under_the_temporary_name(box: Box) -> None:
     assert box.vms() == {TEMPORARY: "Stopped"}
 
 
+def test_a_finished_tools_vm_under_the_temporary_name(box: Box) -> None:
+    """`rebuild-tools-vm tools-vm-new` made it; it is not what a killed rebuild of tools-vm left."""
+    box.tools_vm(TEMPORARY)
+    assert "SandboxExistsError" in drive(box).stderr
+    assert box.vms() == {TEMPORARY: "Stopped"}
+
+
 def test_a_hand_made_clone_under_the_temporary_name(box: Box) -> None:
     """It carries the mark of its source, and the note of a swap too: still it is not ours."""
     box.tools_vm()
