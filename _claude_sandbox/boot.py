@@ -83,7 +83,7 @@ def start(
     check_ports(template.ports_of(document))
     if not ctx.dry:
         check_effective(ctx, name, document)
-        golden.check(ctx.lima.home, ctx.lima.home / name)
+        golden.check(ctx.lima.home, ctx.lima.home / name, ctx.progress.note)
         golden.tidy(ctx.lima.home / name)
     logfile = paths.logs_dir() / f"{name}.log"
     coming = Instance(name, STOPPED, ctx.lima.home / name)

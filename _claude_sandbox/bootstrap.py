@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
 def make(runner: Runner, venv: Path, requirements: Path, *, yes: bool) -> None:
     """Nothing when it is there already. Raises HostSetupError, Cancelled, OSError."""
 
-    def waiting() -> None:
-        print("Another claude-sandbox prepares the environment; waiting for it.", file=sys.stderr)
+    def waiting(who: str) -> None:
+        print(f"Another claude-sandbox prepares the environment; waiting for {who}.", file=sys.stderr)
 
     venv.parent.mkdir(parents=True, exist_ok=True)
     with lock(venv.with_name(venv.name + ".lock"), on_wait=waiting):

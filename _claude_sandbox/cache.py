@@ -1,17 +1,16 @@
-"""The verb `prune --cache`: golden disks on which no VM stands, and what a rebuild would fetch or make anew."""
+"""The verb `prune --cache`: golden disks on which no VM stands, and what a rebuild would fetch or make again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox import golden, paths
-from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.files import lock
+from _claude_sandbox.golden import Tell, nobody
+from _claude_sandbox.journal import no_build
 
 # Used while a tools VM is built; its disk then holds a copy (image.py, npm.py).
 _BUILD = {"images": "guest images from packages", "npm": "packages from npm"}
@@ -26,20 +25,18 @@ class Cached:
     what: str
 
 
-def freeable(lima_home: Path, *, force: bool = False) -> list[Cached]:
-    """What nothing uses now. `force`: also disks of which a LIMA_HOME that is gone made use.
-
-    Raises DiskError when a VM cannot be looked at.
-    """
-    disks = [Cached(g.path, g.size, "disk that no VM uses") for g in golden.unused(lima_home, force=force)]
-    with _nothing_built() as idle:
+def freeable(lima_home: Path) -> list[Cached]:
+    """What nothing uses now. Raises DiskError when a VM cannot be looked at."""
+    disks = [Cached(g.path, g.size, "disk that no VM uses") for g in golden.unused(lima_home)]
+    with no_build() as idle:
         return disks + (_build_caches() if idle else [])
 
 
-def free(lima_home: Path, *, force: bool = False) -> list[Cached]:
+def free(lima_home: Path, *, tell: Tell = nobody) -> list[Cached]:
     """Remove that, each looked at again under its lock; returns what went."""
-    gone = [Cached(g.path, g.size, "disk that no VM used") for g in golden.free(lima_home, force=force)]
-    with _nothing_built() as idle:
+    freed = golden.free(lima_home, tell=tell)
+    gone = [Cached(g.path, g.size, "disk that no VM used") for g in freed]
+    with no_build() as idle:
         for each in _build_caches() if idle else []:
             shutil.rmtree(each.path)
             gone.append(each)
@@ -47,7 +44,7 @@ def free(lima_home: Path, *, force: bool = False) -> list[Cached]:
 
 
 def kept(lima_home: Path) -> list[golden.Golden]:
-    """Golden disks that only a LIMA_HOME used which is not there now."""
+    """Golden disks that only a LIMA_HOME used which cannot be asked now."""
     return [each for each in golden.survey(lima_home) if not each.users and each.gone]
 
 
@@ -67,16 +64,3 @@ def _size(directory: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(root, file)).st_blocks * 512
     return total
-
-
-@contextlib.contextmanager
-def _nothing_built() -> Iterator[bool]:
-    """Whether no tools VM is being built; none can begin while this is held."""
-    with contextlib.ExitStack() as stack:
-        idle = True
-        for path in sorted((paths.state_dir() / "locks").glob("*.build.lock")):
-            try:
-                stack.enter_context(lock(path, timeout=0))
-            except ClaudeSandboxError:
-                idle = False
-        yield idle

@@ -264,6 +264,8 @@ def _busy_words(names: Sequence[str]) -> str:
 def _prune(call: Call) -> int:
     if call.chosen.cache:
         return _prune_cache(call)
+    if call.chosen.forget_home:
+        raise UsageError("--forget-home goes with --cache.")
     doomed = sandbox.prunable(call.ctx, call.chosen.prefix, orphans=call.chosen.orphans)
     if doomed:
         names = "\n".join(render.sandbox_line(s) for s in doomed)
@@ -279,25 +281,10 @@ def _prune(call: Call) -> int:
 
 
 def _prune_cache(call: Call) -> int:
-    from _claude_sandbox import cache, values
+    from _claude_sandbox import disk_verbs
 
-    if call.chosen.prefix or call.chosen.orphans:
-        raise UsageError("--cache deletes no sandbox: it goes with neither PREFIX nor --orphans.")
-    home, force = paths.lima_home(), call.chosen.force
-    doomed = cache.freeable(home, force=force)
-    if not call.chosen.json:
-        for each in doomed:
-            print(f"  {values.format_size(each.size)}  {render.printable(each.path)}: {each.what}")
-        for disk in [] if force else cache.kept(home):
-            gone = ", ".join(render.printable(place) for place in disk.gone)
-            print(f"  kept: {disk.path}, which VMs of {gone} used; that is not there now (-f frees it)")
-    if doomed:
-        call.require(f"Free {'it' if len(doomed) == 1 else 'them'}? What is needed again is made anew.")
-    elif call.chosen.dry_run and not call.chosen.json:
-        print("There is nothing to free.")
-    done = doomed if call.chosen.dry_run else cache.free(home, force=force)
-    size = values.format_size(sum(each.size for each in done))
-    return _show(call, done, f"Freed {size}." if done else "There is nothing to free.")
+    done = disk_verbs.prune_cache(call)
+    return _show(call, done, disk_verbs.freed(done))
 
 
 def _update(call: Call) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from _claude_sandbox import boot, first_boot, freeze, golden, paths, places, qcow2, template, timings, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
+from _claude_sandbox.disk_users import DISK
 from _claude_sandbox.errors import (
     ClaudeSandboxError,
     CreateError,
@@ -25,9 +26,8 @@ from _claude_sandbox.errors import (
     SandboxExistsError,
     UsageError,
 )
-from _claude_sandbox.files import lock
 from _claude_sandbox.find import candidates, free_name
-from _claude_sandbox.journal import Journal, base_lock_path, names_lock
+from _claude_sandbox.journal import Journal, base_lock, names_lock
 from _claude_sandbox.lima import RUNNING, STOPPED, Instance
 from _claude_sandbox.values import GIB, format_size, parse_size
 
@@ -71,7 +71,7 @@ def create(
     boot.check_ports(config.ports)
     foreign = base is None or base.mark is None
     ca_files = host_ca_files(config)
-    with names_lock():
+    with names_lock(ctx.progress.note):
         _sweep(ctx, config.project)
         name = free_name(ctx, config.project)
         mark = vm.mark_for(name, config.project)
@@ -127,11 +127,11 @@ def _clone(
     ctx: Context, base: Instance, meant: template.Meant, journal: Journal, *, full: bool
 ) -> template.Document:
     name = meant.mark.name
-    with lock(base_lock_path(base.name), on_wait=lambda: ctx.progress.note(f"Waiting for {base.name} …")):
+    with base_lock(base.name, ctx.progress.note):
         source = boot.read_document(base)
         document = template.build(_cleaned(source, base), meant)
         _check_disk_size(source, meant.disk, base.name)
-        golden.check(ctx.lima.home, base.dir)
+        golden.check(ctx.lima.home, base.dir, ctx.progress.note)
         running = ctx.lima.get(base.name)
         was_running = running is not None and running.status == RUNNING
         if running and was_running:
@@ -143,7 +143,7 @@ def _clone(
             # Shared: no `prune --cache` may look for users of a disk while one is being made.
             with (
                 timings.stage(ctx, f"Cloning {base.name} to {name}", f"clone {base.name}"),
-                golden.store_lock(shared=True),
+                golden.store_lock(ctx.progress.note, shared=True),
             ):
                 ctx.lima.clone(base.name, name, on_start=None if ctx.dry else journal.note_child)
             if not ctx.dry:
@@ -267,7 +267,7 @@ def _check_space(ctx: Context, base: Instance, *, full: bool) -> None:
     with contextlib.suppress(FileNotFoundError):
         used = freeze.size_of(f for f in base.dir.iterdir() if f.is_file())
         if full:
-            used += freeze.size_of(qcow2.chain(base.dir / golden.DISK)[1:])
+            used += freeze.size_of(qcow2.chain(base.dir / DISK)[1:])
         free = shutil.disk_usage(ctx.lima.home).free
         if not ctx.macos and free < used + SPARE:
             raise CreateError(

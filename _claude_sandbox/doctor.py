@@ -245,9 +245,9 @@ def _golden_disk(each: golden.Golden) -> Check:
             return Check(name, False, f"{problem}; needed by {', '.join(each.users)}", remedy)
         return Check(name, True, f"{size}, used by {', '.join(each.users)}")
     if each.gone:
-        homes = ", ".join(map(str, each.gone))
-        remedy = "`claude-sandbox prune --cache -f`, if it is gone for good"
-        return Check(name, None, f"{size}, used by VMs of {homes}, which is not there", remedy)
+        homes = ", ".join(f"{home}, which {why}" for home, why in zip(each.gone, each.why, strict=True))
+        remedy = f"`claude-sandbox prune --cache --forget-home {each.gone[0]}`, if it was deleted for good"
+        return Check(name, None, f"{size}, used by VMs of {homes}", remedy)
     return Check(name, None, f"{size}, used by no VM", "`claude-sandbox prune --cache`")
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from _claude_sandbox.errors import ClaudeSandboxError
 
 LOG_LIMIT = 1 << 20  # bytes of a log; as much again is kept in NAME.1
+PATIENCE = 1.0  # seconds; who has to wait longer for a lock is told for whom
+_PROGRAMS = ("claude_sandbox.py", "claude-sandbox", "rebuild-tools-vm", "claude-hooks-server")
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
@@ -99,33 +101,75 @@ def lock(
     *,
     shared: bool = False,
     timeout: float | None = None,
-    on_wait: Callable[[], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> Iterator[None]:
     """Hold the lock file `path`; the kernel drops it when we die.
 
-    `on_wait` is called once when somebody else holds it. `timeout` (seconds) raises
-    ClaudeSandboxError. The file stays: unlinking it would race with the next holder.
+    `on_wait` is called once when somebody else has held it for PATIENCE seconds, with words for who that is
+    (`holder`). `timeout` (seconds) raises ClaudeSandboxError. The file stays: unlinking it would race with
+    the next holder.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with path.open("a") as file:
-        waited, deadline = False, None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                pass
-            if not waited and on_wait is not None:
-                on_wait()
-            waited = True
-            if deadline is not None and time.monotonic() > deadline:
+        began, told = time.monotonic(), on_wait is None
+        while not _locked(file.fileno(), kind):
+            waited = time.monotonic() - began
+            if on_wait is not None and not told and waited >= PATIENCE:
+                on_wait(holder(path))
+                told = True
+            if timeout is not None and waited > timeout:
                 raise ClaudeSandboxError(
                     f"Another claude-sandbox has held {path.name} for {timeout:g} s.",
+                    details=f"Held by {holder(path)}.",
                     resolution="Wait for it to finish, or end it, then try again.",
                 )
             time.sleep(0.1)
+        _sign(file.fileno())
         yield
+
+
+def _locked(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sign(fd: int) -> None:
+    """Our process id for those who wait. Of several that share a lock the last one is named."""
+    with contextlib.suppress(OSError):  # a full disk must not keep anybody from the lock
+        os.ftruncate(fd, 0)
+        os.write(fd, b"%d\n" % os.getpid())
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock file `path`: "process 4711 (create -c base)", or "another process" when it did not
+    say so (an older claude-sandbox) or is gone by now."""
+    try:
+        pid = int(path.read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError, OverflowError):
+        return "another process"
+    command = _command(pid)
+    return f"process {pid} ({command})" if command else f"process {pid}"
+
+
+def _command(pid: int) -> str:
+    """What was asked of a claude-sandbox, if this process is one."""
+    try:
+        import psutil  # not there yet while the launcher makes our environment
+    except ImportError:
+        return ""
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return ""
+    ours = next((at for at, word in enumerate(words) if os.path.basename(word) in _PROGRAMS), None)
+    # Not what follows `--`: that is another program's. No word of it may steer a terminal.
+    command = " ".join(words[ours + 1 :]).partition(" -- ")[0] if ours is not None else ""
+    return "".join(letter for letter in command if letter.isprintable())[:60]
 
 
 def is_locked(path: Path) -> bool:

@@ -27,9 +27,10 @@ from pathlib import Path
 
 from _claude_sandbox import golden, paths, qcow2, qemu, swap
 from _claude_sandbox.context import Context
+from _claude_sandbox.disk_users import DISK, in_store
 from _claude_sandbox.errors import ClaudeSandboxError, CreateError
 from _claude_sandbox.files import sync
-from _claude_sandbox.golden import ASIDE, DISK, FULL
+from _claude_sandbox.golden import ASIDE
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.qcow2 import DiskError
 from _claude_sandbox.run import Command
@@ -90,7 +91,7 @@ def worth_it(disk: Path) -> bool:
     below = qcow2.backing_path(disk, header)
     if below is None:
         return True
-    return golden.in_store(below) and info.st_blocks * 512 > LITTLE
+    return in_store(below) and info.st_blocks * 512 > LITTLE
 
 
 def _freeze(ctx: Context, directory: Path) -> Path:
@@ -101,7 +102,7 @@ def _freeze(ctx: Context, directory: Path) -> Path:
     try:
         _bring(ctx, disk, incoming)
         target = golden.place(golden.digest(incoming))
-        with golden.store_lock():
+        with golden.store_lock(ctx.progress.note):
             golden.sweep(ctx.lima.home)
             try:
                 _put(ctx, incoming, target)
@@ -262,15 +263,15 @@ def make_full(ctx: Context, directory: Path) -> None:
 
     Raises CreateError (no space), DiskError. Killed half-way it leaves the linked disk as it was.
     """
-    disk, full = directory / DISK, directory / FULL
+    disk, full = directory / DISK, golden.full_of(directory)
     files = qcow2.chain(disk)
     if len(files) == 1:
         return
-    _check_space(directory, files)
+    _check_space(full.parent, files)
     with ctx.progress.stage(f"Copying the whole disk of {directory.name}"):
         try:
             _qemu_img(ctx, qemu.flatten(disk, full))
             sync(full)
-            os.replace(full, disk)
+            os.replace(full, os.path.realpath(disk))
         finally:
             full.unlink(missing_ok=True)

@@ -79,8 +79,8 @@ def build(runner: Runner, plan: Recipe, progress: Progress, logfile: Path) -> Gu
     cache.mkdir(parents=True, exist_ok=True)
     directory = cache / plan.key
 
-    def waiting() -> None:
-        progress.note("Another claude-sandbox builds this image; waiting …")
+    def waiting(who: str) -> None:
+        progress.note(f"This image is being built already: waiting for {who} …")
 
     with lock(cache / f"{plan.key}.lock", on_wait=waiting):
         if not (directory / "disk.qcow2").exists():

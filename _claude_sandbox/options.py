@@ -130,8 +130,14 @@ _OWN: dict[str, tuple[tuple[tuple[str, ...], dict[str, object]], ...]] = {
             ("--cache",),
             {
                 "action": "store_true",
-                "help": "no sandbox: free what nothing uses and what can be made anew (disks, images); "
-                "-f: also disks of a LIMA_HOME that is not there",
+                "help": "no sandbox: free what nothing uses and what can be made again (disks, images)",
+            },
+        ),
+        (
+            ("--forget-home",),
+            {
+                "metavar": "DIR",
+                "help": "with --cache: the LIMA_HOME DIR was deleted for good; keep no disk for its VMs",
             },
         ),
     ),

@@ -44,8 +44,17 @@ def claude_directories(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 def lima_home() -> Path:
-    """Without symlinks, as Lima itself takes it (pkg/limatype/dirnames, filepath.EvalSymlinks): a VM has one path."""
-    return Path(os.path.realpath(lima_home_as_written()))
+    """Without symlinks, as Lima itself takes it (pkg/limatype/dirnames, filepath.EvalSymlinks): a VM has one path.
+
+    Raises HostSetupError when it is a symlink that leads nowhere: nothing is to be made at its end.
+    """
+    written = lima_home_as_written()
+    if written.is_symlink() and not written.exists():
+        raise HostSetupError(
+            f"{written} leads to {os.readlink(written)}, which is not there.",
+            resolution="Mount that file system, or let LIMA_HOME name another directory.",
+        )
+    return Path(os.path.realpath(written))
 
 
 def lima_home_as_written() -> Path:

@@ -93,8 +93,11 @@ def project_lock(ctx: Context, project: Path) -> Iterator[None]:
     if ctx.dry:
         yield
         return
-    waiting = "Another claude-sandbox works on this project; waiting for it …"
-    with lock(project_lock_path(project), on_wait=lambda: ctx.progress.note(waiting)):
+
+    def waiting(who: str) -> None:
+        ctx.progress.note(f"Another claude-sandbox works on this project; waiting for {who} …")
+
+    with lock(project_lock_path(project), on_wait=waiting):
         yield
 
 

@@ -113,7 +113,11 @@ def prepare(
     """
     directory = files_dir(state_dir)
     collected: Collected | None = None
-    with files.lock(directory / f"{sandbox}.lock", timeout=600):
+    with files.lock(
+        directory / f"{sandbox}.lock",
+        timeout=600,
+        on_wait=lambda who: warn(f"Another launch in {sandbox} is under way; waiting for {who} …"),
+    ):
         for attempt in range(ATTEMPTS):
             seen = fetch(guest)
             if seen.credential is not None:

@@ -38,6 +38,7 @@ from _claude_sandbox import (
 )
 from _claude_sandbox.context import Context
 from _claude_sandbox.create import uninterrupted
+from _claude_sandbox.disk_users import DISK
 from _claude_sandbox.errors import (
     ClaudeSandboxError,
     CreateError,
@@ -46,10 +47,10 @@ from _claude_sandbox.errors import (
     SandboxExistsError,
     UsageError,
 )
-from _claude_sandbox.files import lock, read_json, write_json
+from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.guest import Guest
 from _claude_sandbox.image_recipe import GIB
-from _claude_sandbox.journal import base_lock_path
+from _claude_sandbox.journal import base_lock, build_lock
 from _claude_sandbox.lima import STOPPED, UNREADABLE, Instance, Lima
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.qcow2 import DiskError
@@ -133,9 +134,7 @@ def rebuild(
     if len(temporary) > ctx.longest_name():
         raise UsageError(f"{name} is too long a name for a VM in {lima.home}.")
     logfile = paths.logs_dir() / f"rebuild-{name}.log"
-    with lock(
-        base_lock_path(f"{name}.build"), on_wait=lambda: progress.note(f"Somebody else builds {name} …")
-    ):
+    with build_lock(name, progress.note):
         logfile.write_text("")
         check_old(lima, name)
         _remove_leftover(ctx, name, temporary)
@@ -231,12 +230,12 @@ def _make(build: _Build) -> tuple[ToolCheck, ...]:
 def _drop_with_disks(build: _Build) -> None:
     """Remove what stands under the temporary name, and the golden disks that only it stood on."""
     try:
-        below = qcow2.chain(build.directory(build.temporary) / golden.DISK)[1:]
+        below = qcow2.chain(build.directory(build.temporary) / DISK)[1:]
     except (DiskError, OSError):  # then nothing is known to be free; `prune --cache` looks at all of them
         below = []
     _drop(build.ctx, build.temporary)
     try:
-        golden.free(build.ctx.lima.home, only=[file.name for file in below])
+        golden.free(build.ctx.lima.home, only=[file.name for file in below], tell=build.ctx.progress.note)
     except (DiskError, OSError) as error:
         build.ctx.progress.warn(f"The old disk was not freed: {error}")
 
@@ -328,17 +327,17 @@ def _replace(build: _Build) -> None:
         (new / name).unlink(missing_ok=True)
     for log in [*new.glob("*.log")]:
         log.unlink()
+    # Before the protection: a tools VM that is protected and has no note is one that somebody finished.
+    _put_note(new)
     ctx.lima.protect(build.temporary)
     # From here on its mark names what it will be, so the note says whose it is.
-    _put_note(new)
     instance = Instance(build.temporary, STOPPED, new)
     document = tools_document.final(boot.read_document(instance), vm.Mark(vm.TOOLS, build.name).encode())
     boot.write_document(ctx, new, document)
-    waiting = f"Waiting for whoever uses {build.name} …"
     with (
-        lock(base_lock_path(build.name), on_wait=lambda: ctx.progress.note(waiting)),
+        base_lock(build.name, ctx.progress.note),
         # Shared: whoever looks for users of a disk must not miss one that changes its name meanwhile.
-        golden.store_lock(shared=True),
+        golden.store_lock(ctx.progress.note, shared=True),
         uninterrupted(),
     ):
         check_old(ctx.lima, build.name)
@@ -374,10 +373,11 @@ def _remove_leftover(ctx: Context, name: str, temporary: str) -> None:
     if not directory.exists() and not directory.is_symlink():
         return
     peeked = ctx.lima.peek(temporary)
-    ours = peeked is None or (peeked.mark is not None and peeked.mark.kind == vm.TOOLS)
-    if directory.is_symlink() or not (ours or put_aside(directory)):
+    begun = peeked is None or (peeked.mark is not None and peeked.mark.kind == vm.TOOLS)
+    finished = (directory / "protected").exists()
+    if directory.is_symlink() or not ((begun and not finished) or put_aside(directory)):
         raise SandboxExistsError(
-            f"A VM called {temporary} is there, and claude-sandbox did not build it.",
+            f"A VM called {temporary} is there, which claude-sandbox did not build, or built for you.",
             details=f"The tools VM {name} is built under that name first.",
             resolution="Remove it (`limactl delete`), or give another name to `rebuild-tools-vm`.",
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import golden, paths, render, runtime, sandbox, servers, vm
+from _claude_sandbox import golden, lima_homes, paths, render, runtime, sandbox, servers, vm
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.values import format_size
@@ -49,6 +49,8 @@ def uninstall(call: Call) -> int:
     kept = _free_disks(call)
     for directory in directories:
         _remove(directory, kept)
+    if not kept:
+        lima_homes.forget(paths.lima_home())
     for each in kept:
         users = ", ".join([*each.users, *map(str, each.gone)])
         print(f"This stays, for {render.printable(users)}: {each.path}")

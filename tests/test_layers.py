@@ -23,8 +23,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "progress", "hookevent", "processes"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
-     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory"),
+     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory", "lima_homes"),
     # 3 configuration, limactl, what a user and a place are
+    ("disk_users",),
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run", "board", "turns", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
     ("registration", "eventlog", "voice"),
@@ -40,7 +41,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("servers", "sandbox"),
     # 5 what a user sees
     ("render",),
-    ("setup_host", "settings_verbs", "tools_verbs", "uninstall", "hook_verbs", "watch"),
+    ("setup_host", "settings_verbs", "tools_verbs", "uninstall", "hook_verbs", "watch",
+     "disk_verbs"),
     ("people",),
     ("commands",),
     ("cli",),

@@ -12,6 +12,8 @@ import fakedisk
 import pytest
 from box import Box
 
+from _claude_sandbox import files
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="disks are linked on Linux only")
 
 APP = "claude-sandbox-app"
@@ -59,6 +61,32 @@ def test_a_sandbox_is_an_overlay_on_what_was_the_base_s_disk(made: Box) -> None:
     row = checks[f"golden disk {file.stem[:12]}"]
     assert row["ok"] is True
     assert row["detail"].endswith("used by claude-sandbox-app, claude-sandbox-two, tools-vm")
+
+
+@pytest.mark.parametrize("name", ["golden", "names"])
+def test_a_base_may_have_any_name(box: Box, name: str) -> None:
+    """Its lock is nobody else's: golden.lock, say, is held exclusively while a disk is frozen."""
+    box.tools_vm(name)
+    ended = box.run("create", "-c", name)
+    assert ended.code == 0, ended.text
+    assert len(golden(box)) == 1
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["now", "before-an-update"])
+def test_who_waits_for_a_base_is_told_for_whom(ready: Box, older: bool) -> None:
+    locks = ready.home / ".local" / "state" / "claude-sandbox" / "locks"
+    ready.run("status")  # makes the directory
+    with files.lock(locks / ("tools-vm.lock" if older else "base-tools-vm.lock")):
+        process = ready.spawn("create")
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        while "waiting for" not in line:
+            assert line, "it did not wait"
+            line = process.stderr.readline()
+        assert f"tools-vm is in use: waiting for process {os.getpid()}" in line
+        assert not ready.calls(verb="clone")
+    assert process.wait(60) == 0
+    process.communicate()
 
 
 def test_full_clone(made: Box) -> None:
@@ -200,7 +228,82 @@ def test_another_lima_home_keeps_what_it_uses(made: Box) -> None:
     kept = made.run("prune", "--cache")
     assert f"kept: {file}" in kept.out and file.exists()
     assert f"VMs of {other}" in made.run("doctor").out
-    assert made.run("prune", "--cache", "-f").code == 0 and not file.exists()
+    assert made.run("prune", "--cache", "-f").code == 0 and file.exists()
+    assert made.run("prune", "--cache", "--forget-home", str(other)).code == 0 and not file.exists()
+
+
+def test_an_unmounted_lima_home_keeps_its_disks(made: Box) -> None:
+    """What is left of a mount point is an empty directory, and then whatever somebody makes below it."""
+    (file,) = golden(made)
+    made.run("stop")
+    away = made.root / "away"
+    made.lima_home.rename(away)
+    made.lima_home.mkdir()
+    other = made.root / "l2"
+    other.mkdir()
+    for env in ({"LIMA_HOME": str(other)}, {}):
+        kept = made.run("prune", "--cache", "-y", env=env)
+        assert kept.code == 0 and "There is nothing to free." in kept.out, kept.text
+        assert f"kept: {file}" in kept.out and f"{made.lima_home} is empty now" in kept.out
+    assert f"{made.lima_home}, which is empty" in made.run("doctor").out
+    made.vm("below")
+    kept = made.run("prune", "--cache", "-y")
+    assert f"{made.lima_home} is another directory than it was now" in kept.out and file.exists()
+    shutil.rmtree(made.lima_home)
+    away.rename(made.lima_home)
+    for name in (APP, "tools-vm"):
+        assert fakedisk.content(disk(made, name)) == b"base;"
+    assert (ended := made.run("start")).code == 0, ended.text
+
+
+def test_uninstall_keeps_the_disks_of_an_unmounted_lima_home(made: Box) -> None:
+    (file,) = golden(made)
+    made.run("stop")
+    away = made.root / "away"
+    made.lima_home.rename(away)
+    made.lima_home.mkdir()
+    ended = made.run("uninstall", "-y")
+    assert ended.code == 0 and f"This stays, for {made.lima_home}: {file}" in ended.out, ended.text
+    made.lima_home.rmdir()
+    away.rename(made.lima_home)
+    assert (ended := made.run("start")).code == 0, ended.text
+
+
+def test_a_lima_home_that_was_deleted_for_good(made: Box) -> None:
+    (file,) = golden(made)
+    made.run("stop")
+    shutil.rmtree(made.lima_home)
+    refused = made.run("prune", "--cache", "--forget-home", str(made.root / "p"))
+    assert refused.code == 2 and "No golden disk is kept for" in refused.err
+    assert made.run("prune", "--forget-home", str(made.lima_home)).code == 2
+    talk = [("Was it deleted for good, with its VMs? [y/N]", "n\n")]
+    ended = made.tty("prune", "--cache", "-y", talk=talk)
+    assert ended.code == 0 and f"--forget-home {made.lima_home}" in "".join(ended.out.split("\n"))
+    assert file.exists()
+    talk = [("Was it deleted for good, with its VMs? [y/N]", "y\n"), ("Free it?", "n\n")]
+    assert made.tty("prune", "--cache", talk=talk).code == 1 and file.exists()
+    assert "Freed" in made.run("prune", "--cache").out and not file.exists()
+
+
+def test_a_disk_on_another_file_system(made: Box) -> None:
+    """The user moved it to a bigger disk and left a symlink: the VM starts, so what it stands on is needed."""
+    (file,) = golden(made)
+    made.run("stop")
+    big = made.root / "big"
+    big.mkdir()
+    disk(made).rename(big / "app-disk")
+    disk(made).symlink_to(big / "app-disk")
+    made.limactl("unprotect", "tools-vm")
+    made.limactl("delete", "tools-vm")
+    assert made.run("prune", "--cache", "-y").out == "There is nothing to free.\n" and file.exists()
+    assert (ended := made.run("start")).code == 0, ended.text
+    made.run("stop")
+    big.rename(made.root / "unmounted")
+    for command in (("prune", "--cache", "-y"), ("prune", "--cache", "-y", "-f"), ("uninstall", "--dry-run")):
+        ended = made.run(*command)
+        assert file.exists()
+        if command[0] == "prune":
+            assert ended.code == 1 and f"{disk(made)} leads to {big / 'app-disk'}" in ended.err
 
 
 def test_uninstall_leaves_what_a_foreign_vm_stands_on(made: Box) -> None:

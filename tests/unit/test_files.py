@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from _claude_sandbox import files
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.files import LogFile, lock, read_json, write_atomic, write_json
 
@@ -100,17 +101,18 @@ def held(path: Path, shared: bool = False) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_two_processes_and_one_lock(tmp_path: Path) -> None:
+def test_two_processes_and_one_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
     path = tmp_path / "deep" / "a.lock"
-    waits: list[int] = []
+    waits: list[str] = []
     with held(path) as other:
-        ours = lock(path, timeout=0.3, on_wait=lambda: waits.append(1))
+        ours = lock(path, timeout=0.3, on_wait=waits.append)
         with (
             pytest.raises(ClaudeSandboxError, match=r"Another claude-sandbox has held a\.lock for 0\.3 s"),
             ours,
         ):
             pytest.fail("two holders")
-        assert waits == [1]
+        assert waits == [f"process {other.pid}"]
         threading.Timer(0.3, other.kill).start()
         with lock(path, timeout=20):  # the kernel drops it with its holder
             pass
@@ -119,7 +121,7 @@ def test_two_processes_and_one_lock(tmp_path: Path) -> None:
 
 def test_a_free_lock_is_had_at_once_and_again(tmp_path: Path) -> None:
     for _ in range(2):
-        with lock(tmp_path / "x", timeout=0, on_wait=lambda: pytest.fail("nobody has it")):
+        with lock(tmp_path / "x", timeout=0, on_wait=pytest.fail):
             pass
     with pytest.raises(RuntimeError), lock(tmp_path / "x"):
         raise RuntimeError

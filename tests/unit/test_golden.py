@@ -12,9 +12,10 @@ import fakedisk
 import pytest
 from recording import Recorder, failed, put_instance, told
 
-from _claude_sandbox import cache, freeze, golden, paths, qcow2, swap, vm
+from _claude_sandbox import cache, disk_users, freeze, golden, lima_homes, paths, qcow2, swap, vm
 from _claude_sandbox.context import Context
-from _claude_sandbox.errors import ClaudeSandboxError, CreateError, StartError
+from _claude_sandbox.errors import ClaudeSandboxError, CreateError, StartError, UsageError
+from _claude_sandbox.files import write_json
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.qcow2 import DiskError
 from _claude_sandbox.run import Command, Result
@@ -360,8 +361,8 @@ def test_a_file_that_came_back_from_a_backup_is_proved_by_its_content(linux: Con
     file.with_suffix(".json").unlink()
     golden.check(linux.lima.home, tools.dir)
     assert file.stat().st_mode & 0o777 == 0o400
-    assert golden.record(file)["mtime_ns"] == file.stat().st_mtime_ns
-    assert golden.record(file)["lima_homes"] == [os.path.realpath(linux.lima.home)]
+    assert disk_users.record(file)["mtime_ns"] == file.stat().st_mtime_ns
+    assert disk_users.record(file)["lima_homes"] == [os.path.realpath(linux.lima.home)]
 
 
 def test_a_vm_without_a_disk_or_with_one_of_its_own_has_nothing_to_check(linux: Context) -> None:
@@ -413,7 +414,8 @@ def test_another_lima_home_counts_also_while_it_is_not_there(
     other.rename(home / "unmounted")
     assert golden.free(here) == []
     assert [g.gone for g in cache.kept(here)] == [(other,)]
-    assert [g.path for g in golden.free(here, force=True)] == [file]
+    golden.forget_home(other)
+    assert [g.path for g in golden.free(here)] == [file]
 
 
 def test_what_a_missing_layer_stood_on_is_kept(linux: Context) -> None:
@@ -438,14 +440,146 @@ def test_a_vm_that_cannot_be_looked_at_stops_the_freeing(linux: Context) -> None
     assert golden.free(linux.lima.home) == []
 
 
+def test_an_empty_lima_home_is_not_the_one_that_was_used(linux: Context, home: Path) -> None:
+    file = freeze.freeze(linux, base(linux))
+    here = linux.lima.home
+    here.rename(home / "unmounted")
+    here.mkdir()
+    assert golden.free(here) == []
+    assert [(g.gone, g.why) for g in cache.kept(here)] == [((here,), ("is empty",))]
+    put_instance(linux, "below-the-mount-point")
+    assert golden.free(here) == []
+    assert [g.why for g in cache.kept(here)] == [("is another directory than it was",)]
+    # Emptied by the user, it still is the one that it was.
+    shutil.rmtree(here)
+    (home / "unmounted").rename(here)
+    shutil.rmtree(here / "tools-vm")
+    assert [g.path for g in golden.free(here)] == [file]
+
+
+def test_records_of_an_older_version(linux: Context, home: Path) -> None:
+    """Paths as they were written, perhaps through a symlink, and no ids."""
+    tools = base(linux)
+    file = freeze.freeze(linux, tools)
+    assert file is not None
+    here = linux.lima.home
+    link = home / "link"
+    link.symlink_to(here)
+
+    def older(*homes: Path) -> None:
+        old = {k: v for k, v in disk_users.record(file).items() if k != "home_ids"}
+        write_json(file.with_suffix(".json"), {**old, "lima_homes": [str(each) for each in homes]})
+        (here / lima_homes.MARKER).unlink(missing_ok=True)
+
+    older(link)
+    assert [g.users for g in golden.survey(here)] == [("tools-vm",)]  # once, not "(in …/link)" too
+    golden.check(here, tools.dir)
+    assert disk_users.homes_in(disk_users.record(file)) == {here: lima_homes.identity(here)}
+    older(here)
+    assert golden.free(here) == []  # and the id is written down, as a VM is seen to use the file
+    assert disk_users.homes_in(disk_users.record(file)) == {here: lima_homes.identity(here)}
+    older(here)
+    tools.dir.rename(home / "tools-vm")
+    assert [g.why for g in cache.kept(here)] == [("is empty",)] and golden.free(here) == []
+
+
+def test_forgotten_but_there_again_it_is_looked_at(linux: Context, home: Path) -> None:
+    file = freeze.freeze(linux, base(linux))
+    here = linux.lima.home
+    with pytest.raises(UsageError, match="No golden disk is kept"):
+        golden.forget_home(here)
+    here.rename(home / "unmounted")
+    here.mkdir()
+    golden.forget_home(here)
+    here_again = disk_users.homes_of([file] if file else [], home / "another")
+    assert here in here_again
+    assert [g.path for g in golden.free(here)] == [file]
+
+
+@pytest.mark.parametrize("kind", ["disk", "directory", "aside"])
+@pytest.mark.parametrize("mounted", [True, False])
+def test_what_was_moved_to_another_file_system_still_counts(
+    linux: Context, home: Path, kind: str, mounted: bool
+) -> None:
+    tools = base(linux)
+    file = freeze.freeze(linux, tools)
+    big = home / "big"
+    big.mkdir()
+    what = {"disk": tools.dir / "disk", "directory": tools.dir, "aside": tools.dir / "disk.old"}[kind]
+    if kind == "aside":
+        (tools.dir / "disk").rename(what)
+    what.rename(big / "moved")
+    what.symlink_to(big / "moved")
+    if mounted:
+        assert golden.free(linux.lima.home) == []
+        assert [g.users for g in golden.survey(linux.lima.home)] == [("tools-vm",)]
+    else:
+        big.rename(home / "unmounted")
+        with pytest.raises(DiskError) as caught:
+            golden.free(linux.lima.home)
+        assert "which cannot be reached" in (caught.value.details or "")
+    assert file is not None and file.exists()
+
+
+@pytest.mark.parametrize("where", ["in the store", "elsewhere"])
+def test_a_chain_that_is_broken_stops_the_freeing(linux: Context, home: Path, where: str) -> None:
+    tools = base(linux)
+    lower = freeze.freeze(linux, tools)
+    fill(tools.dir / "disk", b"x")
+    upper = freeze.freeze(linux, tools)
+    assert lower is not None and upper is not None
+    if where == "in the store":  # with its record: nothing says any more what it stood on
+        upper.unlink()
+        upper.with_suffix(".json").unlink()
+    else:
+        (tools.dir / "disk").rename(home / "layer")
+        fakedisk.write(tools.dir / "disk", backing=str(home / "layer"))
+        assert golden.free(linux.lima.home) == []
+        (home / "layer").unlink()
+    with pytest.raises(DiskError) as caught:
+        golden.free(linux.lima.home)
+    assert "is missing or cannot be read" in (caught.value.details or "") and lower.exists()
+
+
+def test_the_record_of_a_missing_file_stays_while_somebody_may_need_it(linux: Context, home: Path) -> None:
+    file = freeze.freeze(linux, base(linux))
+    assert file is not None
+    file.unlink()
+    linux.lima.home.rename(home / "unmounted")
+    linux.lima.home.mkdir()
+    golden.free(linux.lima.home)
+    assert file.with_suffix(".json").exists()
+
+
+def test_a_directory_that_cannot_be_read_stops_the_freeing(
+    linux: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = base(linux)
+    file = freeze.freeze(linux, tools)
+    real = os.scandir
+
+    def scandir(path: Path) -> object:
+        if path == tools.dir:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DiskError) as caught:
+        golden.free(linux.lima.home)
+    assert "Permission denied" in (caught.value.details or "") and file is not None and file.exists()
+
+
 def test_build_caches_go_unless_something_is_built(linux: Context) -> None:
     images = paths.cache_dir() / "images" / "key"
     images.mkdir(parents=True)
     (images / "disk.qcow2").write_bytes(b"x" * 5000)
     assert [(c.path, c.size) for c in cache.freeable(linux.lima.home)] == [(images.parent, 8192)]
     from _claude_sandbox.files import lock
+    from _claude_sandbox.journal import build_lock
 
-    with lock(paths.state_dir() / "locks" / "tools-vm.build.lock"):
+    with build_lock("tools-vm", pytest.fail):
+        assert cache.freeable(linux.lima.home) == [] == cache.free(linux.lima.home)
+    with lock(paths.state_dir() / "locks" / "tools-vm.build.lock"):  # one that was begun before an update
         assert cache.freeable(linux.lima.home) == [] == cache.free(linux.lima.home)
     assert [c.path for c in cache.free(linux.lima.home)] == [images.parent]
     assert not images.exists()
@@ -489,10 +623,24 @@ def test_a_full_clone_needs_no_other_file(linux: Context, monkeypatch: pytest.Mo
     freeze.make_full(linux, box.dir)
 
 
+def test_a_full_copy_of_a_disk_elsewhere_stays_there(linux: Context, home: Path) -> None:
+    tools = base(linux)
+    freeze.freeze(linux, tools)
+    moved = home / "moved"
+    (tools.dir / "disk").rename(moved)
+    (tools.dir / "disk").symlink_to(moved)
+    (home / "moved.full.tmp").touch()  # of a killed one
+    golden.tidy(tools.dir)
+    assert not (home / "moved.full.tmp").exists()
+    freeze.make_full(linux, tools.dir)
+    assert (tools.dir / "disk").is_symlink() and not freeze.is_linked(tools.dir)
+    assert fakedisk.content(moved) == b"tools;" and not list(home.glob("*.tmp"))
+
+
 def test_a_full_copy_that_fails_leaves_the_linked_disk(linux: Context, recorder: Recorder) -> None:
     tools = base(linux)
     freeze.freeze(linux, tools)
     recorder.on("qemu-img", "convert", then=failed("No space left on device"))
     with pytest.raises(ClaudeSandboxError, match="qemu-img failed"):
         freeze.make_full(linux, tools.dir)
-    assert freeze.is_linked(tools.dir) and not (tools.dir / golden.FULL).exists()
+    assert freeze.is_linked(tools.dir) and not golden.full_of(tools.dir).exists()

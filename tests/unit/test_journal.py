@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from _claude_sandbox import journal, paths
-from _claude_sandbox.files import read_json, write_json
+from _claude_sandbox.files import lock, read_json, write_json
 from _claude_sandbox.journal import Journal
 
 
@@ -50,6 +51,18 @@ def test_a_project_of_any_bytes(home: Path) -> None:
     one = Journal(home / ".lima", "x")
     one.begin(odd)
     assert one.project() == odd
+
+
+def test_one_of_an_older_version_with_lima_home_behind_a_symlink(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "real").mkdir()
+    (home / ".lima").symlink_to("real")
+    Journal(home / ".lima", "claude-sandbox-app").begin(Path("/home/me/app"))
+    again = Journal(paths.lima_home(), "claude-sandbox-app")
+    assert again.lima_home != home / ".lima" and again.exists()
+    again.end()
+    assert list((paths.state_dir() / "journal").iterdir()) == []
 
 
 def test_the_child_that_outlived_us_is_ended(begun: Journal, child: subprocess.Popen[bytes]) -> None:
@@ -127,3 +140,34 @@ def test_locks_are_by_project_and_in_our_own_directory(home: Path) -> None:
     assert journal.base_lock_path("a") != journal.base_lock_path("b")
     with journal.names_lock():
         assert (paths.state_dir() / "locks" / "names.lock").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["golden", "names", "credential", "builds", "a.build", "base-a", "project-0"]
+)
+def test_no_name_makes_a_lock_of_another_kind(home: Path, name: str) -> None:
+    """Each of them can be held with all the others, those of a base called `a` too."""
+    locks = paths.state_dir() / "locks"
+    with (
+        journal.build_lock("a", pytest.fail),
+        journal.base_lock("a", pytest.fail),
+        journal.names_lock(),
+        lock(locks / "golden.lock", timeout=0),
+        lock(locks / "credential.lock", timeout=0),
+        lock(journal.project_lock_path(Path("/a")), timeout=0),
+        # Except in a moment of an update: as `a.build.lock` an older version held the build of `a`.
+        contextlib.nullcontext() if name == "a.build" else journal.base_lock(name, pytest.fail),
+        journal.build_lock(name, pytest.fail),
+    ):
+        assert journal.base_lock_path(name) != journal.build_lock_path(name)
+
+
+def test_two_builds_at_once_and_nothing_pruned_meanwhile(home: Path) -> None:
+    with (
+        journal.build_lock("a", pytest.fail),
+        journal.build_lock("b", pytest.fail),
+        journal.no_build() as idle,
+    ):
+        assert not idle
+    with journal.no_build() as idle:
+        assert idle

@@ -251,3 +251,16 @@ def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         with pytest.raises(HostSetupError, match=f"Cannot use {place}") as caught:
             paths.private_dir(place)
         assert "XDG" in (caught.value.resolution or "")
+
+
+def test_lima_home_is_where_lima_takes_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIMA_HOME", raising=False)
+    (home / "big").mkdir()
+    (home / ".lima").symlink_to("big")
+    assert paths.lima_home() == home / "big" and paths.lima_home_as_written() == home / ".lima"
+    monkeypatch.setenv("LIMA_HOME", str(home / "none" / ".." / "big" / "not-yet"))
+    assert paths.lima_home() == home / "big" / "not-yet"
+    monkeypatch.delenv("LIMA_HOME")
+    (home / "big").rmdir()
+    with pytest.raises(HostSetupError, match="leads to big, which is not there"):
+        paths.lima_home()

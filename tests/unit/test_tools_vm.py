@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +152,72 @@ def test_a_rebuild_freezes_its_disk_and_frees_only_what_nothing_uses(box: Box) -
     assert str(first) in box.run("prune", "--cache").out and not first.exists()
 
 
+def test_a_tools_vm_called_golden(box: Box) -> None:
+    driver = DRIVER.replace('only=["claude"]', 'name="golden", only=["claude"]')
+    done = subprocess.run(
+        [sys.executable, "-c", driver], env={**box.env, "PYTHONPATH": str(ROOT)}, cwd=box.root,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert box.vms() == {"golden": "Stopped"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="disks are linked on Linux only")
+def test_a_rebuild_keeps_what_a_disk_elsewhere_stands_on(box: Box) -> None:
+    """The user moved an old sandbox's disk to another file system and left a symlink."""
+    assert drive(box, IMAGE="one;").returncode == 0
+    (first,) = (box.home / ".local/share/claude-sandbox/golden").glob("*.qcow2")
+    assert (ended := box.run("create")).code == 0, ended.text
+    assert box.run("stop").code == 0
+    disk, moved = box.lima_home / "claude-sandbox-app" / "disk", box.root / "moved"
+    disk.rename(moved)
+    disk.symlink_to(moved)
+    assert drive(box, IMAGE="two;").returncode == 0
+    assert first.exists() and fakedisk.content(disk) == b"one;"
+    moved.rename(box.root / "unmounted")
+    done = drive(box, IMAGE="three;")
+    assert done.returncode == 0, done.stderr
+    assert first.exists()
+    (box.root / "unmounted").rename(moved)
+    assert (ended := box.run("start")).code == 0, ended.text
+
+
+def test_a_clone_and_the_exchange_do_not_meet(box: Box) -> None:
+    """A sandbox is cloned while a rebuild is done: the exchange waits until the copy is whole.
+
+    Without freezing (as on macOS): that waits for the clone too, but for one that has begun before it only.
+    """
+    box.tools_vm()
+    before = inode(box)
+    box.fault("clone", delay=120)  # it is ended below, in the middle of the clone
+    create = box.spawn("create")
+    wait_for(lambda: box.calls(verb="clone"))
+    box.mend()
+    rebuild = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.replace("report =", "tools_vm._freeze = lambda build: None\nreport =")],
+        env={**box.env, "PYTHONPATH": str(ROOT)}, cwd=box.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    # Its last step before the exchange: from then on only the lock keeps it.
+    wait_for(lambda: box.calls(verb="protect"))
+    note = box.lima_home / TEMPORARY / tools_vm.SWAP_NOTE
+    wait_for(note.exists)
+    time.sleep(1.5)
+    assert rebuild.poll() is None and inode(box) == before and note.exists()
+    create.send_signal(signal.SIGTERM)
+    assert create.wait(30) == 143
+    create.communicate()
+    assert rebuild.wait(60) == 0
+    assert_whole(box)
+    assert inode(box) != before
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_missing_tool_swaps_nothing(box: Box) -> None:
     box.tools_vm()
     before = inode(box)
@@ -203,6 +272,13 @@ def test_a_running_one_is_not_replaced(box: Box) -> None:
 
 def test_a_foreign_vm_under_the_temporary_name(box: Box) -> None:
     box.vm(TEMPORARY)
+    assert "SandboxExistsError" in drive(box).stderr
+    assert box.vms() == {TEMPORARY: "Stopped"}
+
+
+def test_a_finished_tools_vm_under_the_temporary_name(box: Box) -> None:
+    """`rebuild-tools-vm tools-vm-new` made it; it is not what a killed rebuild of tools-vm left."""
+    box.tools_vm(TEMPORARY)
     assert "SandboxExistsError" in drive(box).stderr
     assert box.vms() == {TEMPORARY: "Stopped"}
 
