@@ -22,7 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("files",),
     ("paths", "run", "progress", "hookevent"),
     # 2 values, and single tools of the host
-    ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
+    ("warm", "vm", "values", "origin", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
      "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
