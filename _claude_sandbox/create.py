@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,8 @@ def create(
         instance = boot.start(ctx, name, document, journal, kind=kind, answers=early.begin)
         first_boot.finish(ctx, instance, shares, early, foreign=foreign, packages=config.packages)
         if not ctx.dry:
-            made_from = (base.name, None) if base else (None, source)
-            Origin(*made_from, packages=config.packages).save(instance.dir)
+            made = Origin(base.name, None) if base else Origin(None, source)
+            replace(made, packages=config.packages).save(instance.dir)
     except BaseException as error:
         with uninterrupted():
             remove_half_made(ctx, name)
