@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from _claude_sandbox import create, places, template, vm
+from _claude_sandbox import create, first_boot, places, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
-from _claude_sandbox.errors import StartError, UsageError
+from _claude_sandbox.errors import ClaudeSandboxError, SandboxExistsError, StartError, UsageError
+from _claude_sandbox.lima import Instance
+from _claude_sandbox.origin import Origin, installed
 from _claude_sandbox.template import Document
 from _claude_sandbox.values import format_size, parse_size
 
@@ -62,6 +65,57 @@ def _shares(ctx: Context, config: Config, document: Document) -> tuple[template.
     if not config.given("settings"):
         asked = (*asked[:-1], have[-1])
     return asked
+
+
+def check_origin(ctx: Context, config: Config, name: str, origin: Origin | None) -> None:
+    """What was typed as -c or -t counts when a sandbox is made. Raises SandboxExistsError when it was another one.
+
+    What the environment or a file says is for the next sandbox, and no error.
+    """
+    for key, have in (("clone-from", origin and origin.base), ("template", origin and origin.template)):
+        flag = config.sources.get(key, "")
+        asked = config.clone_from if key == "clone-from" else config.template
+        if not flag.startswith("--") or have == asked:
+            continue
+        if origin is None:
+            ctx.progress.warn(
+                f"{flag} {asked} has no effect: {name} is there already (it is not recorded what it was made from)."
+            )
+            continue
+        raise SandboxExistsError(
+            f"{flag} {asked} cannot be applied: {name} exists already, {origin}.",
+            resolution=f"Leave {flag} out; or `claude-sandbox delete` (Claude's conversations in it go), then the "
+            "same command again makes a new one.",
+        )
+
+
+def missing_packages(config: Config, origin: Origin | None) -> tuple[str, ...]:
+    """The packages that somebody asks for and that were not installed here yet."""
+    have = origin.packages if origin else ()
+    return tuple(name for name in config.packages if name not in have)
+
+
+def tell_later(ctx: Context, config: Config, words: Sequence[str]) -> None:
+    """What a running VM cannot get now. Typed, it is a warning: -q must not make it disappear."""
+    typed = any(source.startswith("--") for source in config.sources.values())
+    if words:
+        say = ctx.progress.warn if typed else ctx.progress.note
+        say(f"`claude-sandbox restart` applies: {'; '.join(words)}.")
+
+
+def install(ctx: Context, instance: Instance, packages: tuple[str, ...]) -> None:
+    """Packages that a file asks for since the sandbox was made. Trouble is a warning: the VM runs."""
+    if ctx.dry:
+        ctx.progress.note(f"(install {', '.join(packages)} in {instance.name})")
+        return
+    guest = ctx.guest(instance)
+    try:
+        guest.connect()
+        first_boot.install(ctx, guest, packages)
+    except ClaudeSandboxError as error:
+        ctx.progress.warn(f"{error} The next start tries again.")
+    else:
+        installed(instance.dir, packages)
 
 
 def running_ports(name: str, change: Change) -> None:

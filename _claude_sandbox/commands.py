@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import config as configuration
 from _claude_sandbox import (
+    boot,
     context,
     find,
     hooks,
@@ -22,9 +23,12 @@ from _claude_sandbox import (
     sandbox,
     terminal,
     tools_verbs,
+    values,
     voice,
 )
+from _claude_sandbox import config as configuration
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError
+from _claude_sandbox.lima import Instance
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import DryRunner, LocalRunner, Runner
 
@@ -46,12 +50,28 @@ class Call:
 
     @cached_property
     def runner(self) -> Runner:
-        return DryRunner(LocalRunner(), print) if self.chosen.dry_run else LocalRunner()
+        return DryRunner(LocalRunner(), self.tell) if self.chosen.dry_run else LocalRunner()
+
+    def tell(self, text: str) -> None:
+        """What must be seen whatever was typed: on stdout; on stderr with --json, which has stdout for itself."""
+        print(text, file=sys.stderr if self.chosen.json else sys.stdout, flush=True)
+
+    def show(self, value: Any, sentence: str) -> int:
+        """What was done: data with --json, else a sentence (not with -q); 0."""
+        if self.chosen.json:
+            render.print_json(value)
+        elif not self.chosen.quiet and not self.chosen.dry_run:
+            print(sentence)
+        return 0
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The options of the settings table, by key, as they were typed."""
+        return {row.key: getattr(self.chosen, row.key, None) for row in configuration.SETTINGS if row.flags}
 
     @cached_property
     def config(self) -> configuration.Config:
-        flags = {row.key: getattr(self.chosen, row.key, None) for row in configuration.SETTINGS if row.flags}
-        flags["dir"] = self.chosen.dir
+        flags = {**self.flags, "dir": self.chosen.dir}
         try:
             loaded = configuration.load(flags)
         except configuration.ApprovalNeeded as needed:
@@ -115,8 +135,18 @@ class Call:
         if not self._running():
             from _claude_sandbox import setup_host
 
-            setup_host.ensure(self)
+            self._check_places()
+            ports = values.parse_ports(self.flags["ports"]) if self.flags["ports"] else ()
+            setup_host.ensure(self, lambda: boot.check_ports(ports))
         return self.ctx
+
+    def _check_places(self) -> None:
+        """The directory and the file that were typed are there. Raises UsageError."""
+        settings, template = self.flags["settings"], self.flags["template"]
+        if settings and not Path(settings).expanduser().is_dir():
+            raise UsageError(f"Settings directory not found: {settings}")
+        if template and ":" not in template and not Path(template).expanduser().is_file():
+            raise UsageError(f"Template not found: {template}")
 
     def _running(self) -> bool:
         """Whether this project's sandbox runs: then the host lacks nothing."""
@@ -135,9 +165,19 @@ def run(verb: options.Verb, chosen: argparse.Namespace, rest: Sequence[str]) -> 
         from _claude_sandbox import identity
 
         identity.leave_other_homes()
+    _check_words(call)
     if verb.name not in ("help", "completion", "_session"):
         _become_user(call)
     return _HANDLERS[verb.name](call)
+
+
+def _check_words(call: Call) -> None:
+    """What is typed wrongly is told before anything of the host is looked at, or installed (spec 1.12)."""
+    configuration.check_flags(call.flags)
+    if call.verb.name == "rebuild-tools-vm":
+        tools_verbs.check(call)
+    if call.chosen.dir is not None:
+        configuration.project_directory(call.chosen.dir)
 
 
 def _become_user(call: Call) -> None:
@@ -154,10 +194,15 @@ def _become_user(call: Call) -> None:
 # -- running -------------------------------------------------------------------------------------
 
 
+def _ensure(call: Call) -> tuple[Instance, bool]:
+    config = call.config  # before the host's setup: a wrong value installs nothing
+    return sandbox.ensure(call.ready, config, tools_verbs.builder(call))
+
+
 def _claude(call: Call) -> int:
     from _claude_sandbox import launch
 
-    instance, created = sandbox.ensure(call.ready, call.config, tools_verbs.builder(call))
+    instance, created = _ensure(call)
     if call.chosen.dry_run:
         return 0
     new = call.chosen.new or created
@@ -167,7 +212,7 @@ def _claude(call: Call) -> int:
 def _shell(call: Call) -> int:
     from _claude_sandbox import launch
 
-    instance, _ = sandbox.ensure(call.ready, call.config, tools_verbs.builder(call))
+    instance, _ = _ensure(call)
     if call.chosen.dry_run:
         return 0
     return launch.run_shell(call.ctx, call.config, instance, call.rest, began=call.began)
@@ -175,8 +220,6 @@ def _shell(call: Call) -> int:
 
 def _session(call: Call) -> int:
     """Inside a tmux session of ours: run, and leave the exit code where whoever is attached looks for it."""
-    from pathlib import Path
-
     from _claude_sandbox.files import write_atomic
     from _claude_sandbox.session import Session, code_path, run_session
 
@@ -197,21 +240,14 @@ def _session(call: Call) -> int:
 
 
 def _create(call: Call) -> int:
-    made = sandbox.create_only(call.ready, call.config, tools_verbs.builder(call))
-    return _show(call, made, f"{made.name} is ready. `claude-sandbox` attaches Claude to it.")
+    config = call.config
+    made = sandbox.create_only(call.ready, config, tools_verbs.builder(call))
+    return call.show(made, f"{made.name} is ready. `claude-sandbox` attaches Claude to it.")
 
 
 def _start(call: Call) -> int:
-    instance, _ = sandbox.ensure(call.ready, call.config, tools_verbs.builder(call))
-    return _show(call, sandbox.Sandbox.of(instance), f"{instance.name} is running.")
-
-
-def _show(call: Call, value: Any, sentence: str) -> int:
-    if call.chosen.json:
-        render.print_json(value)
-    elif not call.chosen.quiet and not call.chosen.dry_run:
-        print(sentence)
-    return 0
+    instance, _ = _ensure(call)
+    return call.show(sandbox.Sandbox.of(instance), f"{instance.name} is running.")
 
 
 def _project(call: Call) -> Any:
@@ -221,12 +257,13 @@ def _project(call: Call) -> Any:
 def _stop(call: Call) -> int:
     done = sandbox.stop(call.ctx, _project(call), force=call.chosen.force)
     missing = done.status == sandbox.MISSING
-    return _show(call, done, "This project has no sandbox." if missing else f"{done.name} is stopped.")
+    return call.show(done, "This project has no sandbox." if missing else f"{done.name} is stopped.")
 
 
 def _restart(call: Call) -> int:
-    done = sandbox.restart(call.ready, call.config, force=call.chosen.force)
-    return _show(call, done, f"{done.name} is running.")
+    config = call.config
+    done = sandbox.restart(call.ready, config, force=call.chosen.force)
+    return call.show(done, f"{done.name} is running.")
 
 
 def _stop_all(call: Call) -> int:
@@ -235,7 +272,7 @@ def _stop_all(call: Call) -> int:
         from _claude_sandbox import servers
 
         servers.stop_all()
-    return _show(call, done, f"Stopped {_count(len(done))}.")
+    return call.show(done, f"Stopped {_count(len(done))}.")
 
 
 def _count(number: int) -> str:
@@ -252,7 +289,7 @@ def _delete(call: Call) -> int:
         )
     done = sandbox.delete(call.ctx, project)
     missing = done.status == sandbox.MISSING
-    return _show(call, done, "This project has no sandbox." if missing else f"{done.name} is deleted.")
+    return call.show(done, "This project has no sandbox." if missing else f"{done.name} is deleted.")
 
 
 def _busy_words(names: Sequence[str]) -> str:
@@ -277,24 +314,23 @@ def _prune(call: Call) -> int:
     if not doomed and call.chosen.dry_run and not call.chosen.json:
         print(nothing)
     done = sandbox.prune(call.ctx, doomed)
-    return _show(call, done, f"Deleted {_count(len(done))}." if doomed else nothing)
+    return call.show(done, f"Deleted {_count(len(done))}." if doomed else nothing)
 
 
 def _prune_cache(call: Call) -> int:
     from _claude_sandbox import disk_verbs
 
     done = disk_verbs.prune_cache(call)
-    return _show(call, done, disk_verbs.freed(done))
+    return call.show(done, disk_verbs.freed(done))
 
 
 def _update(call: Call) -> int:
     from _claude_sandbox import first_boot
 
-    instance, _ = sandbox.ensure(call.ready, call.config)
+    config = call.config
+    instance, _ = sandbox.ensure(call.ready, config)
     version = first_boot.update_claude(call.ctx, instance)
-    return _show(
-        call, {"name": instance.name, "claude": version}, f"Claude Code in {instance.name}: {version}"
-    )
+    return call.show({"name": instance.name, "claude": version}, f"Claude Code in {instance.name}: {version}")
 
 
 # -- questions -----------------------------------------------------------------------------------
@@ -352,17 +388,17 @@ def _approve(call: Call) -> int:
     try:
         configuration.load({"dir": call.chosen.dir})
     except configuration.ApprovalNeeded as needed:
-        print(needed.brief)
-        if call.chosen.dry_run:
-            return 0
-        answer = call.confirm("Allow it?")
-        if not answer:
-            raise Cancelled("Nothing was approved.", resolution="Without a terminal, say -y.") from None
-        configuration.approve(_project(call), needed.digest)
-        print("Approved, until that file changes.")
-        return 0
-    print("Nothing in this project needs an approval.")
-    return 0
+        call.tell(needed.brief)
+        value = {"project": _project(call), "wants": needed.wants, "approved": not call.chosen.dry_run}
+        if not call.chosen.dry_run:
+            if not call.confirm("Allow it?"):
+                raise Cancelled("Nothing was approved.", resolution="Without a terminal, say -y.") from None
+            configuration.approve(_project(call), needed.digest)
+        return call.show(value, "Approved, until that file changes.")
+    nothing = {"project": _project(call), "wants": [], "approved": True}
+    if call.chosen.dry_run and not call.chosen.json:
+        call.tell("Nothing in this project needs an approval.")
+    return call.show(nothing, "Nothing in this project needs an approval.")
 
 
 def _completion(call: Call) -> int:

@@ -219,6 +219,13 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> C
     return _checked(project, chosen, sources)
 
 
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """The values on the command line alone: no file is read. Raises UsageError."""
+    for row in SETTINGS:
+        if flags.get(row.key) is not None:
+            _parse(row, flags[row.key], Path.cwd(), next(f for f in row.flags if f.startswith("--")))
+
+
 def users_own(prefix: str) -> dict[str, Any]:
     """The settings whose key starts with `prefix`, by field, from the user's file alone (no project is at hand).
 

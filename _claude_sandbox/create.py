@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from _claude_sandbox.errors import (
 from _claude_sandbox.find import candidates, free_name
 from _claude_sandbox.journal import Journal, base_lock, names_lock
 from _claude_sandbox.lima import RUNNING, STOPPED, Instance
+from _claude_sandbox.origin import Origin
 from _claude_sandbox.values import GIB, format_size, parse_size
 
 DEFAULT_BASE = "tools-vm"
@@ -100,6 +102,9 @@ def create(
         kind = f"first start from {source}"
         instance = boot.start(ctx, name, document, journal, kind=kind, answers=early.begin)
         first_boot.finish(ctx, instance, shares, early, foreign=foreign, packages=config.packages)
+        if not ctx.dry:
+            made = Origin(base.name, None) if base else Origin(None, source)
+            replace(made, packages=config.packages).save(instance.dir)
     except BaseException as error:
         with uninterrupted():
             remove_half_made(ctx, name)

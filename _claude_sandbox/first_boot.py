@@ -162,8 +162,13 @@ def finish(
         guest.renew()
         guest.connect()
     if packages:
-        with ctx.progress.stage(f"Installing {', '.join(packages)}"):
-            _do(guest, guest_script("install-packages.sh"), "install packages", *packages)
+        install(ctx, guest, packages)
+
+
+def install(ctx: Context, guest: Guest, packages: Sequence[str]) -> None:
+    """Packages of the guest's distribution. Raises CreateError."""
+    with ctx.progress.stage(f"Installing {', '.join(packages)}"):
+        _do(guest, guest_script("install-packages.sh"), "install packages", *packages)
 
 
 def _do(guest: Guest, script: str, what: str, *arguments: str) -> Result:

@@ -23,14 +23,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 def restart_hooks(call: Call) -> int:
     """Stop and start the hooks server. Running sandboxes keep what they have to say until it is back."""
     if call.chosen.dry_run:
-        print("(stop the hooks server and start it anew)")
-        return 0
+        call.tell("(stop the hooks server and start it again)")
+        return call.show({"hooks_server": "Running" if hooks.running() else "Not running"}, "")
     hooks.restart()
-    if call.chosen.json:
-        render.print_json({"hooks_server": "Running"})
-    elif not call.chosen.quiet:
-        print("The hooks server runs.")
-    return 0
+    return call.show({"hooks_server": "Running"}, "The hooks server runs.")
 
 
 def events(call: Call) -> int:

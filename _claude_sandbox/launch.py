@@ -30,7 +30,7 @@ def run_claude(
     live = tmux.live_session(instance.name) if tty and not new and not arguments else None
     if live:
         if config.sources.get("voice", "").startswith("--"):
-            ctx.progress.note("This is the session that ran already; --voice counts for a new one (--new).")
+            ctx.progress.warn("This is the session that ran already; --voice counts for a new one (--new).")
         return attach(ctx, tmux, live)
     given = prepare.bring_up_to_date(ctx, config, instance, quick=prepare.prepared_since(instance, began))
     first_boot.mention_old_claude(ctx, instance)

@@ -177,9 +177,15 @@ def attach(call: Call, row: Row) -> str:
 
 def reply_verb(call: Call) -> int:
     """Type an answer into Claude's pane; without TEXT show what it waits for."""
-    session = _chosen(attending.named(call.ctx, call.chosen.name), call.chosen.session)
+    if call.chosen.text is not None and call.rest:
+        raise UsageError(
+            "TEXT stands before `--` and behind it.", resolution="Write it once, best behind `--`."
+        )
     words = [call.chosen.text] if call.chosen.text is not None else list(call.rest)
     text = " ".join(words)
+    if not words and call.chosen.seq is not None:
+        raise UsageError("--seq goes with an answer.", resolution="claude-sandbox reply NAME TEXT --seq N")
+    session = _chosen(attending.named(call.ctx, call.chosen.name), call.chosen.session)
     if not words:
         if call.chosen.json:
             render.print_json({**session.to_json(), "dialog": _open_dialog(call.runner, session)})
@@ -195,14 +201,10 @@ def reply_verb(call: Call) -> int:
             details=f"It is {session.state} now: {session.message}",
         )
     if call.chosen.dry_run:
-        print(f"(type into {session.sandbox}: {render.printable(text)})")
-        return 0
+        call.tell(f"(type into {session.sandbox}: {render.printable(text)})")
+        return call.show(None, "")
     sent = send(call.runner, session, text)
-    if call.chosen.json:
-        render.print_json(sent)
-    elif not call.chosen.quiet:
-        print(_sent(sent))
-    return 0
+    return call.show(sent, _sent(sent))
 
 
 def send(runner: Runner, session: Session, text: str) -> reply.Replied:
@@ -284,8 +286,8 @@ def notify_verb(call: Call) -> int:
     The hooks server's own ways, where one runs: it may lack what this terminal knows of the desktop.
     """
     if call.chosen.dry_run:
-        print("(show a test notification by every way)")
-        return 0
+        call.tell("(show a test notification by every way)")
+        return call.show({"ways": [], "log": []}, "")
     log: list[str] = []
     if hooks.running():
         told = [str(line) for line in hooks.ask("POST", "/notify-test", timeout=60).get("ways", [])]

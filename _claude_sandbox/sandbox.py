@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _claude_sandbox import boot, change, create, find, first_boot, freeze, hooks, template, vm
+from _claude_sandbox import boot, change, create, find, first_boot, freeze, hooks, origin, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import (
@@ -174,7 +174,10 @@ def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Ins
 
 
 def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
-    asked = any(
+    made_from = origin.of(instance.dir)
+    change.check_origin(ctx, config, instance.name, made_from)
+    packages = change.missing_packages(config, made_from)
+    asked = bool(packages) or any(
         config.given(key) for key in ("cpus", "memory", "disk", "ports", "mounts", "settings", "full-clone")
     )
     if instance.status == RUNNING and not asked and boot.seen_ready(instance):
@@ -187,8 +190,9 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
         wanted = replace(wanted, words=(*wanted.words, "a disk of its own"))
     if instance.status == RUNNING:
         change.running_ports(instance.name, wanted)
-        if wanted.words:
-            ctx.progress.note(f"`claude-sandbox restart` applies: {'; '.join(wanted.words)}.")
+        change.tell_later(
+            ctx, config, (*wanted.words, *([f"packages {', '.join(packages)}"] if packages else []))
+        )
         boot.wait_ready(ctx, instance)
         return instance
     if wanted.words:
@@ -200,6 +204,8 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
     early = first_boot.Early(ctx, shares, _prepare(config))
     started = boot.start(ctx, instance.name, wanted.document, answers=early.begin)
     first_boot.check_mounts(ctx, started, shares, early)
+    if packages:
+        change.install(ctx, started, packages)
     return started
 
 

@@ -24,7 +24,10 @@ def settings(call: Call) -> int:
     wanted = [d for d in found if not call.chosen.paths or d.path in call.chosen.paths]
     unknown = set(call.chosen.paths) - {d.path for d in found}
     if unknown:
-        raise UsageError(f"No difference in {', '.join(sorted(unknown))}.")
+        raise UsageError(
+            f"No difference in {', '.join(sorted(unknown))}.",
+            resolution="`claude-sandbox settings diff` lists what differs; paths are below the settings directory.",
+        )
     if call.chosen.action == "diff":
         _show(call, wanted)
         return 0
@@ -33,9 +36,12 @@ def settings(call: Call) -> int:
 
 def _guest(call: Call) -> Guest:
     """The project's running sandbox, started if need be; never made for this."""
-    if find.find(call.ctx, call.config.project) is None:
-        raise SandboxNotFoundError(f"There is no sandbox for {call.config.project}.")
-    instance, _ = sandbox.ensure(call.ready, call.config)
+    config = call.config  # before the host's setup: a wrong value installs nothing
+    if find.find(call.ctx, config.project) is None:
+        raise SandboxNotFoundError(
+            f"There is no sandbox for {config.project}.", resolution="`claude-sandbox create` makes one."
+        )
+    instance, _ = sandbox.ensure(call.ready, config)
     assert instance.status == RUNNING
     guest = call.ctx.guest(instance)
     guest.connect()
@@ -57,26 +63,21 @@ def _show(call: Call, found: list[settings_diff.Difference]) -> None:
 def _pull(call: Call, guest: Guest, wanted: list[settings_diff.Difference]) -> int:
     """What the sandbox changed goes to the host only after the user's look."""
     if not wanted:
-        print("The sandbox changed nothing that could be taken over.")
-        return 0
+        return call.show([], "The sandbox changed nothing that could be taken over.")
     if not call.chosen.json:
         _show(call, wanted)
     code = [item.path for item in wanted if item.is_code]
     if code:
         call.progress.warn(f"Every sandbox, and Claude on this host, would run: {', '.join(code)}")
     if call.chosen.dry_run:
-        return 0
+        return call.show([item.path for item in wanted], "")
     answer = call.confirm(f"Take {len(wanted)} into {call.config.settings}?")
     if answer is None:
         raise Cancelled("Nothing was taken over.", resolution="Without a terminal, say -y.")
     if not answer:
         raise Cancelled("Nothing was taken over.")
     written = settings_diff.pull(guest, call.config.settings, [d.path for d in wanted], call.progress.warn)
-    if call.chosen.json:
-        render.print_json(written)
-    else:
-        print("\n".join(f"changed {render.printable(path)}" for path in written))
-    return 0
+    return call.show(written, "\n".join(f"changed {render.printable(path)}" for path in written))
 
 
 def login_verb(call: Call) -> int:
@@ -86,12 +87,14 @@ def login_verb(call: Call) -> int:
     """
     if call.chosen.undo or call.chosen.take:
         return _undo(call) if call.chosen.undo else _take(call)
+    path, forget = paths.token_file(), call.chosen.forget
+    value = {"token_file": path, "stored": path.exists()}
     if call.chosen.dry_run:
-        print(f"({'remove' if call.chosen.forget else 'write'} {paths.token_file()})")
-        return 0
-    if call.chosen.forget:
-        print("Removed." if login.forget() else "No token was stored.")
-        return 0
+        call.tell(f"({'remove' if forget else 'write'} {path})")
+        return call.show(value, "")
+    if forget:
+        sentence = "Removed." if login.forget() else "No token was stored."
+        return call.show({**value, "stored": False}, sentence)
     if terminal.interactive():
         print(
             "Run `claude setup-token` where Claude Code is installed, and paste its token here.",
@@ -101,8 +104,10 @@ def login_verb(call: Call) -> int:
     else:
         text = sys.stdin.read(8192)
     path = login.store_token(text)
-    print(f"Stored in {path}; every sandbox uses it from its next launch on.")
-    return 0
+    return call.show(
+        {"token_file": path, "stored": True},
+        f"Stored in {path}; every sandbox uses it from its next launch on.",
+    )
 
 
 def _shared(call: Call) -> login.CredentialLogin:
@@ -122,25 +127,28 @@ def _shared(call: Call) -> login.CredentialLogin:
 def _undo(call: Call) -> int:
     """Put the shared login back to what it was before a sandbox changed it."""
     shared = _shared(call)
+    where = shared.store.where
     if call.chosen.dry_run:
-        print(f"(put the previous login back into {shared.store.where})")
-        return 0
+        call.tell(f"(put the previous login back into {where})")
+        return call.show({"store": where, "undone": False}, "")
     by = shared.undo()
     if by is None:
-        print(f"Nothing to undo: no sandbox has changed {shared.store.where} since.")
-        return 0
-    print(f"The previous login is back in {shared.store.where}; sandboxes get it at their next launch.")
+        return call.show(
+            {"store": where, "undone": False}, f"Nothing to undo: no sandbox has changed {where} since."
+        )
+    sentence = f"The previous login is back in {where}; sandboxes get it at their next launch."
     if by:
-        print(f"{by} had changed it: before a login from there is used again, you are asked.")
-    return 0
+        sentence += f"\n{by} had changed it: before a login from there is used again, you are asked."
+    return call.show({"store": where, "undone": True, "changed_by": by or None}, sentence)
 
 
 def _take(call: Call) -> int:
     """Use the login that was made in this project's sandbox in all of them, after the user's yes."""
     shared = _shared(call)
+    where = shared.store.where
     if call.chosen.dry_run:
-        print(f"(take the login of this project's sandbox into {shared.store.where})")
-        return 0
+        call.tell(f"(take the login of this project's sandbox into {where})")
+        return call.show({"store": where, "taken": False}, "")
     guest = _guest(call)
     name = guest.instance.name
     account, value = login_sync.look(guest)
@@ -149,9 +157,9 @@ def _take(call: Call) -> int:
     if not call.confirm(f"Use the login of {name} in every sandbox of {call.config.settings}?"):
         raise Cancelled("Nothing was taken over.", resolution="Without a terminal, say -y.")
     taken = shared.settle(value, name, account, take=True)
-    print(
+    return call.show(
+        {"store": where, "taken": bool(taken), "sandbox": name},
         f"Every sandbox gets the login of {name}; it is in {taken.where}."
         if taken
-        else f"Nothing was taken over: {shared.store.where} has this login, or it can not be a valid one."
+        else f"Nothing was taken over: {where} has this login, or it cannot be a valid one.",
     )
-    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,21 +21,32 @@ def setup(call: Call) -> int:
     from _claude_sandbox import setup as installer
 
     plan = installer.plan(LocalRunner(), everything=True)
-    if not plan.steps:
-        if not call.chosen.quiet:
-            print("This host has everything that claude-sandbox needs.")
-        return 0
-    _apply(call, plan)
-    return 0
+    value = {"missing": [item.name for item in plan.missing], "commands": plan.describe()}
+    nothing = "This host has everything that claude-sandbox needs."
+    if plan.steps:
+        _apply(call, plan)
+    elif call.chosen.dry_run:
+        call.tell(nothing)
+    installed = bool(plan.steps) and not call.chosen.dry_run
+    return call.show({**value, "installed": installed}, "Installed." if plan.steps else nothing)
 
 
-def ensure(call: Call) -> None:
-    """Before a verb that starts VMs. Raises HostSetupError, Cancelled."""
+def ensure(call: Call, check: Callable[[], None]) -> None:
+    """Before a verb that starts VMs. Raises HostSetupError, Cancelled.
+
+    `check` raises what the command cannot do anyway: it is called when something is missing, before that is
+    told or installed.
+    """
     from _claude_sandbox import identity
     from _claude_sandbox import setup as installer
 
-    plan = installer.plan(LocalRunner())
+    try:
+        plan = installer.plan(LocalRunner())
+    except HostSetupError:
+        check()
+        raise
     if plan.steps:
+        check()
         _apply(call, plan)
     if not call.chosen.dry_run:
         identity.limactl_prefix(LocalRunner())  # as root: really try the user namespace
@@ -59,7 +71,7 @@ def _apply(call: Call, plan: SetupPlan) -> None:
 
     lines = plan.describe()
     if call.chosen.dry_run:
-        print("\n".join(lines))
+        call.tell("\n".join(lines))
         return
     shown = "\n".join(f"  {line}" for line in lines)
     if not call.chosen.yes:

@@ -57,30 +57,40 @@ def _build(call: Call, name: str, only: Sequence[str], from_packages: bool | Non
     return report
 
 
-def rebuild(call: Call) -> int:
-    """Build the tools VM, or one of another name, beside the old one, which it replaces."""
-    from _claude_sandbox import values
+def check(call: Call) -> tuple[str, tuple[str, ...]]:
+    """The name and the tools that were typed. Raises UsageError."""
+    from _claude_sandbox import tools, values
 
     try:
         name = values.parse_vm_name(call.chosen.name)
     except ValueError as error:
         raise UsageError(f"{error}.") from error
     only = tuple(part.strip() for part in (call.chosen.only or "").split(",") if part.strip())
+    if call.chosen.only is not None and not only:
+        raise UsageError("--only: no tool in it; write TOOL,TOOL, like --only claude,node,git.")
+    tools.choose(only)
+    return name, only
+
+
+def rebuild(call: Call) -> int:
+    """Build the tools VM, or one of another name, beside the old one, which it replaces."""
+    name, only = check(call)
+    _ = call.config  # before the host's setup: a wrong value installs nothing
     if call.chosen.dry_run:
-        print("\n".join(_plan(call, name)))
-        return 0
+        plan = _plan(call, name)
+        if not call.chosen.json:
+            call.tell("\n".join(plan))
+        return call.show({"name": name, "plan": plan}, "")
     base = call.ready.lima.get(name)
     if base is not None and base.status == "Running":
         sandbox.stop_base(call.ctx, base)
     report = _build(call, name, only, True if call.chosen.from_packages else None)
-    if call.chosen.json:
-        render.print_json(report)
-    else:
-        print(render.marks(report.tools))
-        print(f"{name} is built ({report.seconds:.0f} s). The log is {report.logfile}")
-        hint = "" if name == "tools-vm" else f" -c {name}"
-        print(f"Next: go to a project and run `claude-sandbox{hint}`.")
-    return 0
+    hint = "" if name == "tools-vm" else f" -c {name}"
+    return call.show(
+        report,
+        f"{render.marks(report.tools)}\n{name} is built ({report.seconds:.0f} s). The log is {report.logfile}\n"
+        f"Next: go to a project and run `claude-sandbox{hint}`.",
+    )
 
 
 def _plan(call: Call, name: str) -> list[str]:

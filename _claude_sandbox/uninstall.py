@@ -20,21 +20,15 @@ def uninstall(call: Call) -> int:
     """VMs with our mark, then our directories. Never the settings directory or a project's file."""
     boxes, bases = _machines(call)
     directories = [d for d in _directories() if d.exists()]
-    print("This would be removed:")
-    for box in boxes:
-        print(render.sandbox_line(box))
-    for base in bases:
-        print(f"  {base.name}: the tools VM")
-    for directory in directories:
-        print(f"  {directory}")
     disks = _disks()
-    if disks:
-        size = format_size(sum(each.size for each in disks))
-        count = f"{len(disks)} golden disk" + ("" if len(disks) == 1 else "s")
-        print(f"    ({count} in it, {size}; one on which another VM stands stays)")
-    print(f"This stays: {paths.home() / '.claude-sandbox'} (your settings and login), and every project.")
+    stays = paths.home() / ".claude-sandbox"
+    value = {
+        "sandboxes": boxes, "tools_vms": [base.name for base in bases], "directories": directories,
+        "golden_disks": [disk.path for disk in disks], "stays": [stays], "removed": not call.chosen.dry_run,
+    }  # fmt: skip
+    call.tell(_shown(boxes, bases, directories, disks, stays))
     if call.chosen.dry_run:
-        return 0
+        return call.show(value, "")
     answer = call.confirm("Remove all that?")
     if answer is None:
         raise Cancelled("Nothing was removed.", resolution="Without a terminal, say -y.")
@@ -53,9 +47,27 @@ def uninstall(call: Call) -> int:
         lima_homes.forget(paths.lima_home())
     for each in kept:
         users = ", ".join([*each.users, *map(str, each.gone)])
-        print(f"This stays, for {render.printable(users)}: {each.path}")
-    print("Removed. What is left is the program itself: your checkout, or `pipx uninstall claude-sandbox`.")
-    return 0
+        call.tell(f"This stays, for {render.printable(users)}: {each.path}")
+    value["stays"] = [stays, *(each.path for each in kept)]
+    return call.show(
+        value,
+        "Removed. What is left is the program itself: your checkout, or `pipx uninstall claude-sandbox`.",
+    )
+
+
+def _shown(
+    boxes: Sequence[sandbox.Sandbox], bases: Sequence[Instance], directories: Sequence[Path],
+    disks: Sequence[golden.Golden], stays: Path,
+) -> str:  # fmt: skip
+    """What would be removed, and what stays."""
+    lines = ["This would be removed:", *map(render.sandbox_line, boxes)]
+    lines += [f"  {base.name}: the tools VM" for base in bases]
+    lines += [f"  {directory}" for directory in directories]
+    if disks:
+        size = format_size(sum(each.size for each in disks))
+        count = f"{len(disks)} golden disk" + ("" if len(disks) == 1 else "s")
+        lines.append(f"    ({count} in it, {size}; one on which another VM stands stays)")
+    return "\n".join([*lines, f"This stays: {stays} (your settings and login), and every project."])
 
 
 def _disks() -> list[golden.Golden]:

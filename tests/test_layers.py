@@ -23,7 +23,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "progress", "hookevent", "processes"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
-     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory", "lima_homes"),
+     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory", "lima_homes", "origin"),
     # 3 configuration, limactl, what a user and a place are
     ("disk_users",),
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",

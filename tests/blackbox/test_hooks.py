@@ -443,7 +443,9 @@ def test_what_a_guest_writes_steers_no_terminal(up: Play) -> None:
     app.deliver(app.line("Stop", last_assistant_message=evil, cwd=evil), b'{"id":"00ff00ff:9",\x1b[2J')
     session = up.session(app)
     assert session["message"] == 'a]0;t<b>x</b>" & do shell script "id" 2J'
-    kept = up.log() + "".join(file.read_text() for file in eventlog.files(hooks.state_directory()) if file.exists())
+    kept = up.log() + "".join(
+        file.read_text() for file in eventlog.files(hooks.state_directory()) if file.exists()
+    )
     assert kept.replace("\n", "").isprintable()
 
 

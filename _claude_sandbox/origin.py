@@ -1,0 +1,42 @@
+"""What a sandbox was made from, in a file beside its disk: another -c, -t or package list is not ignored in silence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from _claude_sandbox.files import read_json, write_json
+
+FILE = "claude-sandbox.origin"  # in the instance directory
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base VM of which it was cloned, or the template; and the packages that were installed for its project."""
+
+    base: str | None
+    template: str | None
+    packages: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"cloned from {self.base}" if self.base else f"made from {self.template}"
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / FILE, asdict(self))
+
+
+def of(directory: Path) -> Origin | None:
+    """None when it is not recorded: the sandbox is from an older version."""
+    value = read_json(directory / FILE) or {}
+    base, template, packages = (value.get(key) for key in ("base", "template", "packages"))
+    if not isinstance(base, str | None) or not isinstance(template, str | None) or not (base or template):
+        return None
+    names = packages if isinstance(packages, list) else []
+    return Origin(base, template, tuple(name for name in names if isinstance(name, str)))
+
+
+def installed(directory: Path, packages: tuple[str, ...]) -> None:
+    """Remember packages that were installed since."""
+    origin = of(directory)
+    if origin is not None:
+        replace(origin, packages=tuple(dict.fromkeys((*origin.packages, *packages)))).save(directory)
