@@ -78,7 +78,7 @@ def _internal_error(argv: Sequence[str]) -> int:
 
     text = traceback.format_exc()
     if os.environ.get("CLAUDE_SANDBOX_DEBUG"):
-        sys.stderr.write(text)
+        sys.stderr.write(render.printable(text, keep="\n"))
     try:
         from _claude_sandbox import paths
 
@@ -88,6 +88,8 @@ def _internal_error(argv: Sequence[str]) -> int:
             log.write(f"--- {time.strftime('%F %T')} {list(argv)!r}\n{text}")
     except (ClaudeSandboxError, OSError):
         file = None
-    print(f"Error: an error inside claude-sandbox: {text.splitlines()[-1]}", file=sys.stderr)
+    print(
+        f"Error: an error inside claude-sandbox: {render.printable(text.splitlines()[-1])}", file=sys.stderr
+    )
     print(f"Please report it with {file or 'the output of CLAUDE_SANDBOX_DEBUG=1'}.", file=sys.stderr)
     return 1

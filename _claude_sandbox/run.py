@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.text import for_log
 
 if TYPE_CHECKING:
     import asyncio
@@ -242,7 +243,7 @@ def _stream(
         for line in process.stderr:
             tail = [*tail[-199:], line]
             if sink:
-                sink.write(line)
+                sink.write(for_log(line))
             if on_line:
                 on_line(line.decode("utf-8", "replace").rstrip())
     process.wait()

@@ -17,7 +17,7 @@ PACKAGE = "_claude_sandbox"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
-    ("errors", "remote", "runtime"),
+    ("errors", "remote", "runtime", "text"),
     # 1 the host: where things live, processes, files
     ("paths", "run", "files", "progress", "hookevent"),
     # 2 values, and single tools of the host
