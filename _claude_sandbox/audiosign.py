@@ -6,7 +6,6 @@ Imported by the audio server only.
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Sequence
 
@@ -14,9 +13,8 @@ from _claude_sandbox.hookevent import clean
 from _claude_sandbox.notice import NORMAL, Notice
 from _claude_sandbox.notifiers import Actions, Desktop, Failed, Log, Way
 from _claude_sandbox.notify import environment, open_line
-from _claude_sandbox.panes import everything
-from _claude_sandbox.run import Runner
-from _claude_sandbox.tmux import Tmux
+from _claude_sandbox.panes import sessions_made
+from _claude_sandbox.run import CommandNotFound, Runner
 
 MARK = "#[fg=white,bg=red,bold] microphone open #[default] "
 _NAME = 80
@@ -81,12 +79,12 @@ class Sign:
         return Notice(key, "Microphone open", clean(f"{sandbox} is recording", _NAME), NORMAL, ())
 
     def _status_line(self, sandbox: str, recording: bool) -> None:
-        """In sessions that we made for it (`VM-PID`): others are the user's own to arrange."""
-        for socket in sorted({each.tmux.socket for each in everything() if each.tmux}) or [""]:
-            tmux = Tmux(self._runner, socket)
-            for name in tmux.sessions():
-                if re.fullmatch(re.escape(sandbox) + r"-\d+", name):
-                    tmux.mark(name, MARK if recording else "")
+        """In sessions that we made for it: others are the user's own to arrange."""
+        try:
+            for tmux, pane in sessions_made(sandbox, self._runner):
+                tmux.mark(pane.session_name, MARK if recording else "")
+        except CommandNotFound:
+            pass
 
 
 _NO_ACTIONS = Actions(open=lambda notice: None, reply=lambda notice, text: None)

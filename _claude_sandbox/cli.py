@@ -84,7 +84,7 @@ def _internal_error(argv: Sequence[str]) -> ClaudeSandboxError:
 
     text = traceback.format_exc()
     if os.environ.get("CLAUDE_SANDBOX_DEBUG"):
-        sys.stderr.write(text)
+        sys.stderr.write(render.printable(text, keep="\n"))
     where = "the output of CLAUDE_SANDBOX_DEBUG=1"
     with contextlib.suppress(ClaudeSandboxError, OSError):
         from _claude_sandbox import paths

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from _claude_sandbox.hookevent import clean
 
-_CHOICE = re.compile(r"\s*(❯)?\s*(\d)\.\s+(\S.*)")
+_CHOICE = re.compile(r"\s*(❯)?\s*([0-9])\.\s+(\S.*)")
 _BOX = re.compile(r"\[(.)\]\s*")
 _RULE = re.compile(r"\s*[─╌▔]{8,}\s*")
 _FREE = ("Type something",)  # opens a field for a text: only Claude's own screen can show that

@@ -20,6 +20,7 @@ from _claude_sandbox.lima import Instance
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import Result
 from _claude_sandbox.template import Share
+from _claude_sandbox.text import number, one_line, printable
 
 CLAUDE_DATE = "claude-sandbox.claude"  # in the instance directory: when its claude came, when we last spoke
 OLD_DAYS = 30
@@ -133,7 +134,7 @@ def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share], earl
             resolution="`claude-sandbox restart` tries again; "
             f"the guest's console: {instance.dir / 'serial.log'}",
         )
-    said = "".join(c for c in result.text if c.isprintable())[:300]
+    said = printable(result.text, instead="")[:300]
     if said.startswith(_BY_CLOUD_INIT):
         reason = said.removeprefix(_BY_CLOUD_INIT)
         ctx.progress.note(
@@ -191,14 +192,20 @@ def mention_old_claude(ctx: Context, instance: Instance) -> None:
     It does not update itself in a sandbox (spec 4.12). The date is the one at which its file came there.
     """
     file = instance.dir / CLAUDE_DATE
-    now = time.time()
+    now = int(time.time())
     try:
-        installed, said = map(float, file.read_text().split())
+        installed, said = map(number, file.read_text().split())
     except (OSError, ValueError):
+        installed = said = None
+    if installed is None or said is None:
         result = ctx.guest(instance).run('stat -Lc %Z "$(bash -lc "command -v claude")"', timeout=30)
-        text = result.text.strip()
-        installed, said = (float(text) if text.isdigit() else now), 0.0
-    days = int((now - installed) / 86400)
+        installed, said = number(result.text), 0
+        if installed is None and result.text.strip():
+            ctx.progress.note(
+                f"The age of Claude Code in {instance.name} is not known: the guest gave no date."
+            )
+    installed = now if installed is None else installed
+    days = (now - installed) // 86400
     if OLD_DAYS <= days <= 3650 and now - said > 86400:
         ctx.progress.note(
             f"Claude Code in {instance.name} is {days} days old: `claude-sandbox update` brings a newer."
@@ -217,5 +224,6 @@ def update_claude(ctx: Context, instance: Instance) -> str:
     with ctx.progress.stage(f"Updating Claude Code in {instance.name}"):
         result = _do(guest, guest_script("update-claude.sh"), "update Claude Code")
     (instance.dir / CLAUDE_DATE).unlink(missing_ok=True)
-    lines = result.text.strip().splitlines()
-    return lines[-1][:100] if lines else "unknown"
+    return next(
+        (words for line in reversed(result.text.splitlines()) if (words := one_line(line)[:100])), "unknown"
+    )

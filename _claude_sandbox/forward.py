@@ -19,6 +19,7 @@ from pathlib import Path
 from _claude_sandbox import remote
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.run import Command, spawn
+from _claude_sandbox.text import one_line
 
 SHORTEST, LONGEST = 0.5, 30.0  # seconds between tries; doubled, and short again after one that worked
 LOOK = 1.0  # seconds between questions whether the VM can be reached
@@ -140,7 +141,7 @@ class _Connection(asyncio.SubprocessProtocol):
     def words(self) -> str:
         """The last of stderr, fit for one line of a log."""
         text = self._said[2].decode("utf-8", "replace")
-        return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        return one_line(text)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.SubprocessTransport)

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from _claude_sandbox.text import JOINERS, one_line
+
 LINE_LIMIT = 256 * 1024  # bytes; the guest cuts a payload at 64 KiB
 HEAD_LIMIT = 2048  # bytes of a payload that was over the guest's limit
 NUMBER_LIMIT = 1 << 53  # a spool's sequence and our own; past it JSON readers begin to round
@@ -38,7 +40,6 @@ _PAIR = re.compile(r'"([a-z_]{1,40})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\.){0,2000}")'
 _BROKEN_PAIR = re.compile(
     r'"([a-z_]{1,40})"\s*:\s*("(?:[^"\\\x00-\x1f]|\\[^u]|\\u[0-9a-fA-F]{4})*)(?:\\u?[0-9a-fA-F]{0,3})?\Z'
 )
-_JOINERS = "\u200c\u200d"  # scripts and emoji need them; they turn nothing around
 
 # Texts of a payload that are kept, with their greatest length in characters.
 _TEXTS: Mapping[str, int] = {
@@ -115,8 +116,7 @@ def clean(text: object, limit: int) -> str:
         return ""
     text = text[: 4 * limit]
     if not text.isprintable():
-        text = "".join(c if c.isprintable() or c in _JOINERS else " " if c.isspace() else "" for c in text)
-        text = " ".join(text.split())
+        text = one_line(text, instead="", keep=JOINERS)
     text = text.strip()
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 

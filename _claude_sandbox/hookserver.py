@@ -34,6 +34,7 @@ from _claude_sandbox.hookintake import Taken
 from _claude_sandbox.notify import Notifier
 from _claude_sandbox.registration import Registration
 from _claude_sandbox.reply import Replied
+from _claude_sandbox.text import printable
 
 REFRESH_SECONDS, IDLE_SECONDS = 5.0, 600.0
 STATE_DELAY = 0.08  # seconds between a change and state.json; one write for a burst
@@ -295,7 +296,7 @@ class Server:
                 return
             self._said[about] = now, 0
             text += f" ({left_out} more lines were left out)" if left_out else ""
-        self._log.say("".join(c if c.isprintable() else "?" for c in text)[:1000])
+        self._log.say(printable(text, instead="?")[:1000])
 
     def _greeting(self) -> list[bytes]:
         return [line("session", session.to_json()) for session in self.sessions()]

@@ -8,7 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from _claude_sandbox import boot, credential, first_boot, login, paths, prepare, remote, terminal, voice, warm
+from _claude_sandbox import (
+    boot,
+    credential,
+    first_boot,
+    login,
+    panes,
+    paths,
+    prepare,
+    remote,
+    terminal,
+    voice,
+    warm,
+)
 from _claude_sandbox.config import PROJECT_FILE, Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.journal import project_lock_path
@@ -27,7 +39,7 @@ def run_claude(
     """
     tmux = Tmux(ctx.runner)
     tty = sys.stdin.isatty() and sys.stdout.isatty()
-    live = tmux.live_session(instance.name) if tty and not new and not arguments else None
+    live = _live(ctx, tmux, instance) if tty and not new and not arguments else None
     if live:
         if config.sources.get("voice", "").startswith("--"):
             ctx.progress.warn("This is the session that ran already; --voice counts for a new one (--new).")
@@ -46,6 +58,20 @@ def run_claude(
     if tty and tmux.inside():
         tmux.rename_current(instance.name)
     return run_session(ctx, session)
+
+
+def _live(ctx: Context, tmux: Tmux, instance: Instance) -> str | None:
+    """A session of ours in which this VM's Claude runs, in the tmux server of this terminal.
+
+    The last release set no marks: a session without one is ours when the record of its launch says so.
+    """
+    found = tmux.live_session(instance.name, instance.tag)
+    if found is None and tmux.usable():
+        here = tmux.socket_path()
+        recorded = panes.sessions_made(instance.name, ctx.runner)
+        old = (pane.session_name for server, pane in recorded if server.socket == here and not pane.mark)
+        found = next(old, None)
+    return found
 
 
 def run_shell(

@@ -20,6 +20,7 @@ from _claude_sandbox import panes
 from _claude_sandbox.attention import NEEDS_INPUT
 from _claude_sandbox.notice import CRITICAL, Key, Notice
 from _claude_sandbox.run import Command, CommandNotFound, Runner
+from _claude_sandbox.text import printable
 
 SEND = 5.0  # seconds for a daemon or a program to take a notification
 COMMAND = 30.0  # seconds for the user's own command
@@ -233,7 +234,7 @@ def sequence(notice: Notice, term: str, *, bell: bool) -> bytes:
     """What a terminal of that TERM understands as a notification. A Linux console gets the bell only."""
 
     def plain(text: str) -> str:
-        return "".join(c for c in text.replace("\n", " · ") if c.isprintable())
+        return printable(text.replace("\n", " · "), instead="")
 
     title, body = plain(notice.title), plain(notice.body)
     ring = "\a" if bell else ""

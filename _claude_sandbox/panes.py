@@ -111,8 +111,8 @@ def _place(runner: Runner, sandbox: str) -> Place | None:
     if not (socket and pane and rest.isdigit()):
         return None
     found = Tmux(runner, socket).pane(pane)
-    name = found.session_name if found else ""
-    return Place(socket, int(rest), pane, name, bool(re.fullmatch(re.escape(sandbox) + r"-\d+", name)))
+    name, mark = (found.session_name, found.mark) if found else ("", "")
+    return Place(socket, int(rest), pane, name, mark.split(" ")[0] == sandbox)
 
 
 def _tty() -> str:
@@ -187,6 +187,17 @@ def server(record: Record, runner: Runner) -> tuple[Tmux, Pane] | None:
     if pane is None or pane.dead or pane.server_pid != record.tmux.server_pid:
         return None
     return tmux, pane
+
+
+def sessions_made(sandbox: str, runner: Runner) -> list[tuple[Tmux, Pane]]:
+    """Our tmux sessions in which Claude of this sandbox runs now, by the records: server, and one pane of each."""
+    found: dict[tuple[str, str], tuple[Tmux, Pane]] = {}
+    for record in everything():
+        if record.sandbox == sandbox and record.tmux is not None and record.tmux.ours:
+            place = server(record, runner)
+            if place is not None:
+                found.setdefault((record.tmux.socket, place[1].session), place)
+    return list(found.values())
 
 
 def in_foreground(record: Record, pane: Pane, runner: Runner) -> bool:

@@ -11,11 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _claude_sandbox import text
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.values import format_size
 
 if TYPE_CHECKING:
     from _claude_sandbox.sandbox import Info, Sandbox
+
+
+printable = text.printable  # what the verbs print names and paths with
 
 
 def data(value: Any) -> Any:
@@ -30,12 +34,7 @@ def data(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(data(value), indent=2, ensure_ascii=False))
-
-
-def printable(text: object) -> str:
-    """A name or path for the terminal: control characters and odd bytes are shown, not sent."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    print(text.json_text(json.dumps(data(value), indent=2, ensure_ascii=False)))
 
 
 def sandbox_line(sandbox: Sandbox) -> str:
@@ -133,7 +132,8 @@ def marks(checks: Sequence[Any]) -> str:
     lines = []
     for check in checks:
         sign = {True: "✓", False: "✗", None: "-"}[check.ok]
-        lines.append(f"{sign} {check.name}: {check.detail}".rstrip(": "))
+        detail = printable(check.detail, keep="\n")
+        lines.append(f"{sign} {check.name}: {detail}".rstrip(": "))
         remedy = getattr(check, "remedy", None)
         if remedy and check.ok is not True:
             lines.append(f"    → {remedy}")

@@ -16,6 +16,7 @@ from _claude_sandbox import dialog, panes
 from _claude_sandbox.attention import ENDED, NEEDS_INPUT, WORKING, Session
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotFoundError
 from _claude_sandbox.run import Runner
+from _claude_sandbox.text import JOINERS, printable
 from _claude_sandbox.tmux import Pane, Tmux
 
 LONGEST = 100_000  # characters of an answer
@@ -69,7 +70,7 @@ def reply(
 def typed(text: str) -> str:
     """What may be typed: lines and tabs; no control character could end the paste or press a key."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")[:LONGEST]
-    return "".join(c for c in text if c.isprintable() or c in "\n\t\u200c\u200d").strip()
+    return printable(text, instead="", keep="\n\t" + JOINERS).strip()
 
 
 def _pane(session: Session, runner: Runner, attach: str) -> tuple[Tmux, Pane]:

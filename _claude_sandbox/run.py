@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.files import LogFile
+from _claude_sandbox.text import for_log
 
 if TYPE_CHECKING:
     import asyncio
@@ -243,7 +244,7 @@ def _stream(
     for line in process.stderr:
         tail = [*tail[-199:], line]
         if sink:
-            sink.write(line)
+            sink.write(for_log(line))
         if on_line:
             on_line(line.decode("utf-8", "replace").rstrip())
     process.wait()

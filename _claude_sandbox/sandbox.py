@@ -7,7 +7,6 @@ never work on one VM, and whoever comes second attaches to what the first one ma
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from _claude_sandbox.errors import (
 from _claude_sandbox.files import lock
 from _claude_sandbox.journal import Journal, project_lock_path
 from _claude_sandbox.lima import BROKEN, RUNNING, STOPPED, UNREADABLE, Instance
+from _claude_sandbox.manifest import parse_object
 
 if TYPE_CHECKING:
     from _claude_sandbox.attention import Session
@@ -455,8 +455,6 @@ def claude_working(ctx: Context, instance: Instance) -> bool:
     except GuestConnectionError:
         return False
     for line in text.splitlines()[:100]:
-        with contextlib.suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict) and value.get("status") == "busy":
-                return True
+        if (parse_object(line.encode("utf-8", "replace")) or {}).get("status") == "busy":
+            return True
     return False

@@ -17,8 +17,9 @@ from _claude_sandbox.context import Context
 from _claude_sandbox.errors import ClaudeNotInstalledError, ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.guest import SSH_FAILED
+from _claude_sandbox.lima import tag
 from _claude_sandbox.run import Command
-from _claude_sandbox.tmux import Tmux
+from _claude_sandbox.tmux import Tmux, session_mark
 
 NOT_FOUND = 127
 
@@ -83,7 +84,8 @@ def run_in_new_tmux(ctx: Context, tmux: Tmux, session: Session) -> int:
 
     argv = (sys.executable, str(Path(claude_sandbox.__file__)), "_session", str(file))
     try:
-        return _after_tmux(ctx, tmux, name, ctx.runner.foreground(tmux.new(name, argv)))
+        mark = session_mark(session.vm, tag(ctx.lima.home / session.vm), session.uuid)
+        return _after_tmux(ctx, tmux, name, ctx.runner.foreground(tmux.new(name, argv, mark)))
     finally:
         if name not in tmux.sessions():
             file.unlink(missing_ok=True)  # the session never came to read it
@@ -112,8 +114,9 @@ def _after_tmux(ctx: Context, tmux: Tmux, name: str, code: int) -> int:
 def _forget_old_sessions(age: float = 300) -> None:
     """Remove what a killed run left: a session's file holds the credential until it is read."""
     for file in paths.runtime_dir().glob("*.session"):
-        if time.time() - file.stat().st_mtime > age:
-            file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another launch does the same
+            if abs(time.time() - file.stat().st_mtime) > age:
+                file.unlink()
 
 
 def session_file(name: str) -> Path:

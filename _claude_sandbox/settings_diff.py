@@ -13,7 +13,6 @@ import os
 import secrets
 import stat
 import time
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from _claude_sandbox.guest import guest_script
 from _claude_sandbox.manifest import FileState, States
 from _claude_sandbox.settings import CLAUDE_JSON, SETTINGS, Warn
 from _claude_sandbox.settings_sync import GuestLike, Seen, fetch, read_tar
+from _claude_sandbox.text import printable
 
 MCP = f"{CLAUDE_JSON}:mcpServers."  # a difference's path for one MCP server
 DIFF_FILE_MAX = 256 * 1024  # bytes of a file of which a text difference is made
@@ -225,18 +225,13 @@ def unified(path: str, here: bytes | None, there: bytes | None) -> str:
         f"host/{path}" if here is not None else "none",
         f"sandbox/{path}" if there is not None else "none",
     )
-    lines = [printable(line)[:500] for line in difflib.unified_diff(old, new, *names, lineterm="")]
+    lines = [
+        printable(line.replace("\t", "    "), instead="?")[:500]
+        for line in difflib.unified_diff(old, new, *names, lineterm="")
+    ]
     if len(lines) > DIFF_LINES:
         lines = [*lines[:DIFF_LINES], f"… {len(lines) - DIFF_LINES} more lines"]
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Text from a guest for a terminal: tabs become blanks, control and format characters `?`."""
-    return "".join(
-        "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
-        for c in text.replace("\t", "    ")
-    )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from _claude_sandbox.progress import Progress
+from _claude_sandbox.text import printable
 
 # Show the cursor; bracketed paste, mouse reports and the kitty keyboard off; plain colours.
 _RESET = "\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[<u\x1b[0m"
@@ -96,6 +97,7 @@ class TerminalProgress(Progress):
         from rich.progress import Progress as Bars
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+        title = printable(title)
         if self._status is not None:  # a stage within a stage: its title becomes the text
             self._status(title)
             yield self._status
@@ -109,6 +111,7 @@ class TerminalProgress(Progress):
             task = bars.add_task(title, total=None)
 
             def say(text: str) -> None:
+                text = printable(text)  # a tool's words, which may quote a guest
                 watch.say(text)
                 bars.update(task, description=f"{title}: {text}")
 
@@ -134,7 +137,7 @@ class TerminalProgress(Progress):
 
 def _clean(text: str) -> str:
     """Notes may quote a guest or a file name: nothing in them may steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return printable(text, instead="?", keep="\n")
 
 
 def _escape(text: str) -> str:

@@ -6,7 +6,6 @@ Formats were tried with tmux 3.3a: `list-clients` knows its client's active pane
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,10 @@ from _claude_sandbox.run import Command, CommandNotFound, Runner
 _CLIENT = ("#{client_tty}", "#{client_pid}", "#{client_activity}", "#{client_flags}", "#{client_termname}",
            "#{focus-events}", "#{session_id}", "#{pane_id}")  # fmt: skip
 _PANE = ("#{pane_id}", "#{pid}", "#{pane_dead}", "#{pane_tty}", "#{session_id}", "#{window_id}",
-         "#{session_name}")  # fmt: skip
+         "#{@claude-sandbox}", "#{session_name}")  # fmt: skip
+# A user option of each session that we make: by it, and never by its name, we know whose it is. Names are
+# the user's to choose, and one sandbox's name with a number may be that of another.
+MARK = "@claude-sandbox"
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,22 @@ class Client:
     pane: str
 
 
+def session_mark(vm: str, tag: str, uuid: str) -> str:
+    """The mark of a session: the VM's name, the tag of its directory (LIMA_HOME counts), the launch's uuid."""
+    return f"{vm} {tag} {uuid}"
+
+
 @dataclass(frozen=True)
 class Pane:
+    """`mark`: that of its session, empty where we did not make it."""
+
     id: str
     server_pid: int
     dead: bool
     tty: str
     session: str
     window: str
+    mark: str
     session_name: str
 
 
@@ -81,9 +91,9 @@ class Tmux:
 
     def pane(self, pane: str) -> Pane | None:
         """A pane by its id (`%7`); None when the server or the pane is gone. Raises CommandNotFound."""
-        for id, pid, dead, tty, session, window, name in self._rows(_PANE, "list-panes", "-a"):
+        for id, pid, dead, tty, session, window, mark, name in self._rows(_PANE, "list-panes", "-a"):
             if id == pane and pid.isdigit():
-                return Pane(id, int(pid), dead == "1", tty, session, window, name)
+                return Pane(id, int(pid), dead == "1", tty, session, window, mark, name)
         return None
 
     def show(self, pane: Pane, client: Client | None) -> None:
@@ -143,17 +153,31 @@ class Tmux:
             return []
         return result.text.splitlines() if result.ok else []
 
-    def live_session(self, vm_name: str) -> str | None:
-        """A session `<vm>-<pid>` that we made for this VM, the oldest process id first."""
-        found = [s for s in self.sessions() if re.fullmatch(re.escape(vm_name) + r"-\d+", s)]
-        return min(found, key=lambda s: int(s.rpartition("-")[2])) if found else None
+    def live_session(self, vm: str, tag: str) -> str | None:
+        """A session that we made for this VM, the oldest one; known by its mark (`session_mark`)."""
+        try:
+            rows = self._rows(("#{session_created}", f"#{{{MARK}}}", "#{session_name}"), "list-sessions")
+        except CommandNotFound:
+            return None
+        made = [
+            (int(at), name) for at, mark, name in rows if mark.split(" ")[:2] == [vm, tag] and at.isdigit()
+        ]
+        return min(made, default=(0, None))[1]
+
+    def socket_path(self) -> str:
+        """The socket of this server; empty when none runs."""
+        command = self.command("display-message", "-p", "#{socket_path}")
+        return self.runner.run(command, timeout=5, changes=False).text.strip()
 
     def current_session(self) -> str:
         command = Command(("tmux", "display-message", "-p", "#{session_name}"))
         return self.runner.run(command, timeout=5, changes=False).text.strip()
 
     def rename_current(self, name: str) -> None:
-        """Rename our session, unless its name starts with `claude` or the new one is taken."""
+        """Rename our session, unless its name starts with `claude` or the new one is taken.
+
+        It stays the user's own and gets no mark: what else runs in it is not ours to attach or to change.
+        """
         if not self.current_session().startswith("claude"):
             self.runner.run(Command(("tmux", "rename-session", name)), timeout=5)
 
@@ -171,9 +195,13 @@ class Tmux:
         for word in words:
             self.runner.run(self.command(*word), timeout=5)
 
-    def new(self, name: str, argv: Sequence[str]) -> Command:
-        """Make a session that runs `argv`, attached to this terminal."""
-        return Command(("tmux", "new-session", "-s", name, "--", *argv))
+    def new(self, name: str, argv: Sequence[str], mark: str) -> Command:
+        """Make a session that runs `argv`, attached to this terminal. The server marks it before it does
+        anything else."""
+        # A word that ends in `;` would end the command for tmux.
+        words = (f"{word[:-1]}\\;" if word.endswith(";") else word for word in argv)
+        option = ("set-option", "-t", f"={name}:", MARK, mark)
+        return Command(("tmux", "new-session", "-s", name, "--", *words, ";", *option))
 
     def attach(self, name: str) -> Command:
         """Attach to a session, or switch to it from inside tmux. `=`: this very name, no prefix."""

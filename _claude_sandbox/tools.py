@@ -151,7 +151,7 @@ def apt_packages(tools: Sequence[Tool]) -> tuple[str, ...]:
 
 def version_in(output: str) -> str:
     """The first thing that looks like a version, e.g. `jq-1.6` -> `1.6`; "" when nothing does."""
-    match = re.search(r"\d+(?:\.\d+)+|\b\d+\b", output)
+    match = re.search(r"\d{1,9}(?:\.\d{1,9}){1,9}|\b\d{1,9}\b", output, re.ASCII)
     return match[0] if match else ""
 
 
@@ -165,4 +165,4 @@ def at_least(version: str, least: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", version))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.guest import Guest
+from _claude_sandbox.text import one_line
 from _claude_sandbox.tools import Tool, at_least, version_in
 
 TIMEOUT = 300.0  # seconds for one tool; a JVM's first start under TCG takes a minute
@@ -49,15 +50,10 @@ def _one(guest: Guest, tool: Tool, from_packages: bool) -> ToolCheck:
         result = guest.run(_TRY, tool.verify, timeout=TIMEOUT)
     except GuestConnectionError as error:
         return ToolCheck(tool.name, False, "", error.details or error.brief)
-    output = printable(result.text + result.error_text)
+    output = one_line(result.text + result.error_text)
     if not result.ok:
         return ToolCheck(tool.name, False, "", output[-300:] or f"exit code {result.returncode}")
-    version = version_in(printable(result.text))
+    version = version_in(one_line(result.text))
     if source.least and not at_least(version, source.least):
         return ToolCheck(tool.name, False, version, f"at least {source.least} is needed")
     return ToolCheck(tool.name, True, version, source.origin)
-
-
-def printable(text: str) -> str:
-    """A guest's words for a terminal: one line, no control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -54,6 +54,7 @@ from _claude_sandbox.journal import base_lock, build_lock
 from _claude_sandbox.lima import STOPPED, UNREADABLE, Instance, Lima
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.qcow2 import DiskError
+from _claude_sandbox.text import for_log
 from _claude_sandbox.tools import Tool, choose
 from _claude_sandbox.tools_try import ToolCheck
 
@@ -276,7 +277,7 @@ def _keep_console(build: _Build) -> None:
     """The guest's last words, before its directory goes."""
     with contextlib.suppress(OSError), build.logfile.open("ab") as log:
         console = (build.directory(build.temporary) / "serial.log").read_bytes()
-        log.write(b"\n--- console of the guest ---\n" + console[-CONSOLE_KEPT:])
+        log.write(b"\n--- console of the guest ---\n" + for_log(console[-CONSOLE_KEPT:]))
 
 
 def _keep_provisioning(build: _Build, guest: Guest) -> None:
@@ -285,7 +286,7 @@ def _keep_provisioning(build: _Build, guest: Guest) -> None:
         return
     said = guest.run(f"sudo tail -c {CONSOLE_KEPT} {PROVISIONING_LOG}")
     with build.logfile.open("ab") as log:
-        log.write(b"\n--- provisioning in the guest ---\n" + said.stdout)
+        log.write(b"\n--- provisioning in the guest ---\n" + for_log(said.stdout))
 
 
 def _document(build: _Build) -> tools_document.Document:

@@ -17,7 +17,7 @@ PACKAGE = "_claude_sandbox"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
-    ("errors", "remote", "runtime"),
+    ("errors", "remote", "runtime", "text"),
     # 1 the host: where things live, files, processes
     ("files",),
     ("paths", "run", "progress", "hookevent", "processes"),

@@ -601,3 +601,13 @@ def test_update_brings_a_newer_claude(made: Box) -> None:
     (made.guest(APP) / "no-network").touch()
     failed = made.run("update")
     assert failed.code == 1 and "reached" in failed.err and "Traceback" not in failed.err
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_update_shows_nothing_that_steers_the_terminal(made: Box, flags: tuple[str, ...]) -> None:
+    """Whoever is root in the guest decides what its `claude --version` prints."""
+    evil = r"printf '9.9 \033]0;owned\007\033]52;c;ZXZpbA==\007\033[2J\302\2332J\342\200\256x\r\n\n'"
+    (made.guest(APP) / "home" / ".bash_profile").write_text(f"claude() {{ {evil}; }}\n")
+    ended = made.run("update", *flags)
+    assert ended.code == 0 and "9.9" in ended.out
+    assert all(c.isprintable() or c == "\n" for c in ended.text), ascii(ended.text)

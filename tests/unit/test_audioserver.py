@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from box import short_directory
+from tmux_server import Server as TmuxServer
 
-from _claude_sandbox import audiosign, daemon, lima, processes, voice
+from _claude_sandbox import audiosign, daemon, lima, panes, processes, voice
 from _claude_sandbox.audio import Limits
 from _claude_sandbox.audioserver import Server
 from _claude_sandbox.capture import Plan
@@ -23,9 +26,10 @@ from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.notice import Notice
 from _claude_sandbox.notifiers import Actions, Failed
-from _claude_sandbox.run import Result
+from _claude_sandbox.run import LocalRunner
 from _claude_sandbox.voice import Grant
 
+APP = "claude-sandbox-app"
 SOUND = ("sh", "-c", "while :; do printf 'sound.......'; sleep 0.02; done")
 
 
@@ -341,23 +345,37 @@ class Seen:
 
 
 def test_the_status_line_of_our_own_tmux_sessions_says_it(home: Path) -> None:
-    from recording import Recorder
+    """By the records of its launches: another sandbox's session has a name of the same form."""
+    server = TmuxServer(short_directory())
+    try:
+        for name, sandbox, made in (
+            ("claude-sandbox-app-17", APP, True), ("any-name", APP, True), ("claude-sandbox-app-9", APP, False),
+            ("claude-sandbox-app-2", f"{APP}-2", True), ("mine", APP, False),
+        ):  # fmt: skip
+            server.tmux("new-session", "-d", "-s", name, "cat")
+            pane = server.tmux("display-message", "-p", "-t", f"={name}:", "#{pane_id}")
+            record = server.record(pane, sandbox=sandbox)
+            assert record.tmux is not None
+            panes.write(replace(record, tmux=replace(record.tmux, ours=made)))
 
-    async def test() -> None:
-        runner = Recorder()
-        names = b"claude-sandbox-app-17\nclaude-sandbox-app\nclaude-sandbox-app-2-9\nmine\n"
-        runner.on("tmux", "list-sessions", then=Result(0, names))
-        sign = audiosign.Sign(runner, lambda text: None, (Seen(),))
-        sign("claude-sandbox-app", True)
-        await until(lambda: any("status-left-length" in argv for argv in runner.argvs()))
-        await sign.close()
-        set_on = {argv[argv.index("-t") + 1] for argv in runner.argvs() if "set-option" in argv}
-        assert set_on == {"=claude-sandbox-app-17:"}
-        (shown,) = [argv[-1] for argv in runner.argvs() if argv[-2] == "status-left" and "-u" not in argv]
-        assert shown.startswith(audiosign.MARK)
-        assert [argv for argv in runner.argvs() if "-u" in argv and argv[-1] == "status-left"]
+        def shown() -> set[str]:
+            names = server.tmux("list-sessions", "-F", "#{session_name}").split()
+            return {
+                n
+                for n in names
+                if audiosign.MARK in server.tmux("show", "-qv", "-t", f"={n}:", "status-left")
+            }
 
-    asyncio.run(test())
+        async def test() -> None:
+            sign = audiosign.Sign(LocalRunner(), lambda text: None, (Seen(),))
+            sign(APP, True)
+            await until(lambda: shown() == {"claude-sandbox-app-17", "any-name"})
+            await sign.close()
+            assert shown() == set()
+
+        asyncio.run(test())
+    finally:
+        server.close()
 
 
 def test_the_notification_comes_and_goes(home: Path) -> None:

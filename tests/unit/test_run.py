@@ -154,7 +154,7 @@ def test_lines_come_as_they_are_written_and_go_to_the_log(tmp_path: Path) -> Non
     wait = f"echo one >&2; until [ -e '{tmp_path}/go' ]; do sleep 0.02; done; printf 'two\\377' >&2"
     LocalRunner().run(sh(wait), on_line=on_line, logfile=log, timeout=30)
     assert lines == ["one", "two\ufffd"]
-    assert log.read_bytes() == b"before\none\ntwo\xff"
+    assert log.read_text() == "before\none\ntwo\\xff", "a log that a terminal can show"
 
 
 def test_the_log_of_what_commands_print_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

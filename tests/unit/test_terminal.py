@@ -129,6 +129,20 @@ def test_progress_on_a_terminal_shows_names_as_they_are() -> None:
     assert shown.count("✓") == 1  # the inner stage is part of the outer one
 
 
+def test_a_tool_s_words_in_a_spinner_do_not_steer_the_terminal() -> None:
+    evil = "\\x1b]0;owned\\x07\\u202e\\x9b2J"
+    program = f"""
+import time
+from _claude_sandbox.terminal import TerminalProgress
+with TerminalProgress().stage('Stage {evil}') as say:
+    say('words {evil}')
+    time.sleep(0.3)
+"""
+    shown, _, _ = on_terminal(program)
+    assert "Stage" in shown and "words" in shown
+    assert "\x1b]0" not in shown and "\u202e" not in shown and "\x9b" not in shown
+
+
 def test_progress_in_a_log_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for progress in (LineProgress(), LineProgress(quiet=True)):
         with progress.stage("Starting x") as say:

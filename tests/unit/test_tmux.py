@@ -6,7 +6,7 @@ import pytest
 from recording import Recorder, failed
 
 from _claude_sandbox.run import Command, CommandNotFound, Result
-from _claude_sandbox.tmux import Tmux
+from _claude_sandbox.tmux import Tmux, session_mark
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def tmux(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Tmux:
 
 def test_without_tmux_there_is_nothing(tmux: Tmux, recorder: Recorder) -> None:
     recorder.on("tmux", then=CommandNotFound("tmux was not found on PATH."))
-    assert not tmux.usable() and tmux.sessions() == [] and tmux.live_session("x") is None
+    assert not tmux.usable() and tmux.sessions() == [] and tmux.live_session("x", "t") is None
 
 
 def test_without_a_server_there_are_no_sessions(tmux: Tmux, recorder: Recorder) -> None:
@@ -26,19 +26,16 @@ def test_without_a_server_there_are_no_sessions(tmux: Tmux, recorder: Recorder) 
     assert all(call.timeout and not call.changes for call in recorder.calls)
 
 
-def test_our_session_is_the_vm_s_name_and_a_process_id(tmux: Tmux, recorder: Recorder) -> None:
-    others = (
-        "claude-sandbox-app\nclaude-sandbox-app-2-77\nclaude-sandbox-app-x\nxclaude-sandbox-app-5\nmine\n"
-    )
-    recorder.on("tmux", "list-sessions", then=Result(0, others.encode()))
-    assert tmux.live_session("claude-sandbox-app") is None
-    assert tmux.live_session("claude-sandbox-app-2") == "claude-sandbox-app-2-77"
-    recorder.on(
-        "tmux",
-        "list-sessions",
-        then=Result(0, others.encode() + b"claude-sandbox-app-900\nclaude-sandbox-app-87\n"),
-    )
-    assert tmux.live_session("claude-sandbox-app") == "claude-sandbox-app-87"
+def test_our_session_is_known_by_its_mark(tmux: Tmux, recorder: Recorder) -> None:
+    lines = [
+        "100\t\tclaude-sandbox-app-1", "200\tclaude-sandbox-app-2 t uuid\tclaude-sandbox-app-77",
+        "300\tclaude-sandbox-app t uuid\tmine", "250\tclaude-sandbox-app t uuid\tolder",
+        "50\tclaude-sandbox-app other uuid\tof-another-lima-home", "x\tclaude-sandbox-app t uuid\tbad", "short",
+    ]  # fmt: skip
+    recorder.on("tmux", "list-sessions", then=Result(0, "\n".join(lines).encode()))
+    assert tmux.live_session("claude-sandbox-app", "t") == "older"
+    assert tmux.live_session("claude-sandbox-app-2", "t") == "claude-sandbox-app-77"
+    assert tmux.live_session("claude-sandbox", "t") is None
 
 
 @pytest.mark.parametrize(
@@ -53,8 +50,11 @@ def test_the_current_session_is_renamed_unless_it_is_claude_s(
 
 
 def test_a_new_session_runs_an_argv_and_no_shell_string(tmux: Tmux) -> None:
-    command = tmux.new("vm-1", ["python", "a b", "$(id)"])
-    assert command == Command(("tmux", "new-session", "-s", "vm-1", "--", "python", "a b", "$(id)"))
+    command = tmux.new("vm-1", ["python", "a b", "$(id)", "x;"], session_mark("vm", "t", "u"))
+    option = ("set-option", "-t", "=vm-1:", "@claude-sandbox", "vm t u")
+    assert command == Command(
+        ("tmux", "new-session", "-s", "vm-1", "--", "python", "a b", "$(id)", "x\\;", ";", *option)
+    )
 
 
 def test_attaching_takes_this_very_name(tmux: Tmux, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from _claude_sandbox import tools, tools_document, tools_try
+from _claude_sandbox import text, tools, tools_document, tools_try
 from _claude_sandbox.errors import GuestConnectionError, UsageError
 from _claude_sandbox.run import Result
 
@@ -111,11 +111,11 @@ def test_the_yaml_lists_every_tool() -> None:
 
 
 def test_each_tool_that_is_no_package_has_a_step_in_a_script() -> None:
-    text = (PROVISION / "system.sh").read_text() + (PROVISION / "user.sh").read_text()
+    scripts = (PROVISION / "system.sh").read_text() + (PROVISION / "user.sh").read_text()
     for tool in tools.TOOLS:
         if tool.name not in ("cargo", "docker-compose", "docker-buildx", "npm", "curl", "zip"):
             assert re.search(
-                rf"want [\w -]*\b{re.escape(tool.name)}\b|\b{re.escape(tool.name)}\b.*; do", text
+                rf"want [\w -]*\b{re.escape(tool.name)}\b|\b{re.escape(tool.name)}\b.*; do", scripts
             ), tool.name
 
 
@@ -182,4 +182,4 @@ def test_a_hanging_tool_is_a_result(tmp_path: Path) -> None:
 
 
 def test_what_the_guest_says_is_made_harmless() -> None:
-    assert tools_try.printable("a\x1b]0;title\x07b\r\nc") == "a ]0;title b c"
+    assert text.one_line("a\x1b]0;title\x07b\r\nc") == "a ]0;title b c"
