@@ -100,7 +100,7 @@ done
 while read -r device _ size _; do [ "$device" != /dev/zram0 ] || echo "swap=$size"; done < /proc/swaps
 while read -r key size _; do [ "$key" != MemTotal: ] || echo "memory=$size"; done < /proc/meminfo
 grep -q '\[zstd\]' /sys/block/zram0/comp_algorithm && echo compression=zstd
-echo "docker=$(timeout 60 docker version --format '{{.Server.Version}}' 2>&1)"
+echo "docker=$(timeout 120 docker version --format '{{.Server.Version}}' 2>&1)"
 echo "system=$(systemctl is-system-running --wait)"
 echo "failed=$(systemctl --failed --plain --no-legend | tr '\n' ' ')"
 echo "stuck=$(sudo journalctl -b -q -o cat --grep='timed out|dependency failed|waited for' \
