@@ -15,18 +15,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pty
 import re
-import select
 import shlex
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,12 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build_cache
 
 ROOT = Path(__file__).resolve().parent.parent
-# When we are killed, so is all that runs in there.
-FRESH = ["setpriv", "--pdeathsig", "KILL", "sh", str(ROOT / "tests" / "fresh-machine.sh")]
+WITH_US = ["setpriv", "--pdeathsig", "KILL"]  # ends with its parent, however that ends
+FRESH = [*WITH_US, "sh", str(ROOT / "tests" / "fresh-machine.sh")]
 WORK, NAME = Path("/var/tmp"), "claude-sandbox-newcomer-"
-_ESCAPES = re.compile(
-    rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][A-Za-z0-9]|[=>78cDEHMNOZ])"
-)
 MINUTE = 60.0
 FIRST_BUILD = 45 * MINUTE  # all of it, with nothing cached, emulated on two cores: 15 minutes
 
@@ -53,86 +46,75 @@ def commands(readme: str) -> list[str]:
     return [line.split("  #")[0].strip() for line in block[1].splitlines() if line.strip()]
 
 
-def squeezed(shown: bytes) -> str:
-    """What a terminal was sent, without escape sequences and white space: a long line is wrapped."""
-    return "".join(_ESCAPES.sub(b"", shown).decode("utf-8", "replace").split())
+def squeezed(text: str) -> str:
+    """Without white space: a long line is wrapped."""
+    return "".join(text.split())
 
 
 class Terminal:
-    """A shell on a terminal of 110 by 35, typed at by us."""
+    """A terminal of 110 by 35 on which a program runs, typed at and looked at by us: a tmux server's."""
 
-    def __init__(self, argv: list[str], environment: dict[str, str]) -> None:
-        self.shown = b""
-        self.mark = 0  # what came before it has been looked at
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.execvpe(argv[0], argv, {**environment, "TERM": "xterm-256color"})
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 35, 110, 0, 0))
+    def __init__(self, place: Path, argv: list[str]) -> None:
+        self.socket = place / "screen"
+        environment = {k: v for k, v in os.environ.items() if k not in ("TMUX", "TMUX_PANE", "CI")}
+        server = ["tmux", "-D", "-S", str(self.socket), "-f", "/dev/null"]  # no daemon: it ends with us
+        self._server = subprocess.Popen([*WITH_US, *server], env=environment, stdin=subprocess.DEVNULL)
+        while not self.socket.exists() and self._server.poll() is None:
+            time.sleep(0.1)
+        self._tmux("new-session", "-d", "-x", "110", "-y", "35", "--", *argv)
+
+    def _tmux(self, *words: str) -> str:
+        argv = ["tmux", "-S", str(self.socket), *words]
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode != 0:
+            raise EOFError(f"the terminal is gone: {done.stderr.strip()}")
+        return done.stdout
+
+    def screen(self) -> str:
+        return self._tmux("capture-pane", "-p")
+
+    def history(self) -> str:
+        """The last 300 lines."""
+        lines = self._tmux("capture-pane", "-p", "-S", "-300").splitlines()
+        return "\n".join(line for line in lines if line.strip())
 
     def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
+        self._tmux("send-keys", "-l", text)
 
-    def enter(self, text: str) -> None:
+    def enter(self, text: str = "") -> None:
         """Type it, see it, press Enter."""
-        self.type(text)
-        self.wait_for(text, MINUTE)
-        self.type("\r")
+        if text:
+            self.type(text)
+            self.wait_for(text, MINUTE)
+        self._tmux("send-keys", "Enter")
 
-    def latest(self) -> bytes:
-        """The end of what was shown since `forget`: a build draws its progress for minutes."""
-        return self.shown[max(self.mark, len(self.shown) - 20000) :]
-
-    def forget(self) -> None:
-        self.mark = len(self.shown)
-
-    def wait_for(self, text: str, seconds: float) -> None:
-        """Until it is shown, and then until nothing comes for half a second: a screen being drawn may
-        lose keys. Raises TimeoutError, EOFError."""
+    def wait_for(self, text: str, seconds: float) -> str:
+        """The screen that shows it, wrapped or not. Raises TimeoutError, EOFError."""
         deadline = time.monotonic() + seconds
-        while squeezed(text.encode()) not in squeezed(self.latest()):
+        while squeezed(text) not in squeezed(shown := self.screen()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{text!r} was not shown within {seconds:g} s")
-            self.read(1)
-        self.settle()
-        self.forget()
+            time.sleep(0.3)
+        return shown
 
-    def settle(self, quiet: float = 0.5, longest: float = 15) -> None:
-        deadline = time.monotonic() + longest
-        while self.read(quiet) and time.monotonic() < deadline:
-            pass
-
-    def read(self, seconds: float) -> bool:
-        ready, _, _ = select.select([self.fd], [], [], seconds)
-        if not ready:
-            return False
-        try:
-            block = os.read(self.fd, 65536)
-        except OSError:  # Linux: the other side is closed
-            block = b""
-        if not block:
-            raise EOFError("the shell has ended")
-        self.shown += block
-        return True
+    def begin(self, command: str) -> None:
+        """Start a command on a clean screen; at its end `code=N` is shown."""
+        self.type(f"clear; {command}; echo code''=$?")
+        self.enter()
 
     def run(self, command: str, seconds: float) -> str:
-        """Type a command and wait for its end; what it showed. Raises AssertionError unless it ends with 0."""
-        begin = self.mark
-        self.type(f"{command}; echo code''=$?\n")
-        self.wait_for("code=", seconds)
-        shown = squeezed(self.shown[begin:])
-        assert "code=0" in shown, f"{command}: {shown[-300:]}"
+        """To its end; the last screen that it showed. Raises AssertionError unless it ends with 0."""
+        self.begin(command)
+        time.sleep(1)  # the screen before it is gone
+        shown = self.wait_for("code=", seconds)
+        assert "code=0" in squeezed(shown), f"{command}: {shown}"
         return shown
 
     def close(self) -> None:
         """The shell, and with its process namespace all that it has started, ends."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)  # unshare: --kill-child
-        os.close(self.fd)
-        os.waitpid(self.pid, 0)
-
-    def tail(self) -> str:
-        text = _ESCAPES.sub(b"", self.shown[-30000:]).decode("utf-8", "replace").replace("\r", "\n")
-        return "\n".join(line for line in text.splitlines() if line.strip())[-6000:]
+        with contextlib.suppress(EOFError):
+            self._tmux("kill-server")
+        self._server.wait(30)
 
 
 @contextlib.contextmanager
@@ -162,14 +144,14 @@ def first(directory: Path, command: str) -> None:
     """The README's first command and a little more. Raises AssertionError, TimeoutError, EOFError."""
     project = re.search(r"-d (\S+)", command)
     assert project, command
-    environment = {key: value for key, value in os.environ.items() if key != "CI"}
-    terminal = Terminal([*FRESH, str(directory), "root"], environment)
+    terminal = Terminal(directory.parent, [*FRESH, str(directory), "root"])
     try:
         with stub_api() as port:
             reach_claude(terminal, command, port)
             come_back(terminal, project[1])
     except BaseException:
-        print(terminal.tail(), flush=True)
+        with contextlib.suppress(EOFError):
+            print(terminal.history(), flush=True)
         raise
     finally:
         terminal.close()
@@ -192,19 +174,17 @@ def reach_claude(terminal: Terminal, command: str, port: int) -> None:
 
 def wait_for_claude(terminal: Terminal, command: str) -> None:
     """Yes to each question (Python first, then the rest), until Claude's prompt is there."""
-    terminal.type(f"{command}; echo code''=$?\n")
+    terminal.begin(command)
+    time.sleep(1)
     deadline = time.monotonic() + FIRST_BUILD
-    while "bypasspermissionson" not in (shown := squeezed(terminal.latest())):
+    while "bypasspermissionson" not in (shown := squeezed(terminal.screen())):
         assert "code=" not in shown, "the first command ended before Claude came"
         if shown.lower().endswith("[y/n]"):
             say("yes to " + shown[-60:])
-            terminal.forget()
-            terminal.type("y\r")
+            terminal.enter("y")
         if time.monotonic() > deadline:
             raise TimeoutError("Claude's prompt did not come")
-        terminal.read(1)
-    terminal.settle(2)
-    terminal.forget()
+        time.sleep(1)
 
 
 def come_back(terminal: Terminal, project: str) -> None:
@@ -214,7 +194,7 @@ def come_back(terminal: Terminal, project: str) -> None:
     began = time.monotonic()
     shown = terminal.run(f"{program} shell -- sh -c 'echo in-the-$((40+2)); pwd'", 5 * MINUTE)
     assert "in-the-42" in shown and "projects/app" in shown, shown
-    assert squeezed(b"guest agent is late") not in shown, shown
+    assert "guest agent is late" not in shown, shown
     say("stopped, started again, and a command has run", began)
     terminal.run(f"{program} delete -y", 3 * MINUTE)
     terminal.run(f"{program} stop-all", 3 * MINUTE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from box import need, short_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "root/.cache/claude-sandbox/images"
@@ -36,11 +38,26 @@ def test_the_readme_s_two_commands_are_what_ci_runs() -> None:
     assert "newcomer.py" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_what_a_terminal_was_sent_is_read_as_a_person_reads_it() -> None:
-    sent = (
-        b"\x1b]0;title\x07\x1b[2J\x1b[1;31mbypass\x1b[0m\x1b[3Gpermissions\r\n on \x1b(B\x1b[?25h\xe2\x9d\xaf"
-    )
-    assert newcomer.squeezed(sent) == "bypasspermissionson❯"
+def test_a_terminal_is_typed_at_as_a_person_does(tmp_path: Path) -> None:
+    need("tmux", "setpriv")
+    place = short_directory()
+    terminal = newcomer.Terminal(place, ["bash", "--norc", "-i"])
+    try:
+        assert "two words" in terminal.run("echo two words", 30)
+        with pytest.raises(AssertionError, match="code=3"):
+            terminal.run("sh -c 'exit 3'", 30)
+        terminal.begin("printf 'Go on? [y/N] '; read answer; echo got-$answer")
+        terminal.wait_for("Go on?", 30)
+        assert newcomer.squeezed(terminal.screen()).endswith("[y/N]")
+        terminal.enter("y")
+        terminal.wait_for("got-y", 30)
+        with pytest.raises(TimeoutError):
+            terminal.wait_for("never", 0)
+    finally:
+        terminal.close()
+        shutil.rmtree(place)
+    with pytest.raises(EOFError):
+        terminal.screen()
 
 
 @pytest.fixture
