@@ -406,6 +406,21 @@ def test_a_flood_is_slowed_down_and_others_are_not(up: Play) -> None:
     assert up.log().count(bad.name) < 10, "its log is no way to fill the disk"
 
 
+def test_of_many_floods_at_once_one_is_worked_on(up: Play) -> None:
+    """Each was below the limit when it came: together minutes of work."""
+    bad, good = up.sandbox("claude-sandbox-bad"), up.sandbox()
+    whole = request("POST", "/v1/events", b"x\n" * 50_000)
+    with contextlib.ExitStack() as stack:
+        floods = [stack.enter_context(connect(bad.socket)) for _ in range(20)]
+        for each in floods:
+            each.sendall(whole[:-1])
+        for each in floods:
+            each.sendall(whole[-1:])
+        assert good.post(good.line())[0] == 200
+        statuses = [read_answer(each)[0] for each in floods]
+    assert statuses.count(200) == 1 and statuses.count(429) == 19
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -435,7 +450,9 @@ def test_what_a_guest_writes_steers_no_terminal(up: Play) -> None:
     app.deliver(app.line("Stop", last_assistant_message=evil, cwd=evil), b'{"id":"00ff00ff:9",\x1b[2J')
     session = up.session(app)
     assert session["message"] == 'a]0;t<b>x</b>" & do shell script "id" 2J'
-    kept = up.log() + "".join(file.read_text() for file in eventlog.files(hooks.state_directory()) if file.exists())
+    kept = up.log() + "".join(
+        file.read_text() for file in eventlog.files(hooks.state_directory()) if file.exists()
+    )
     assert kept.replace("\n", "").isprintable()
 
 
