@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.run import Command, spawn
 from _claude_sandbox.text import one_line
 
-SHORTEST, LONGEST = 0.5, 30.0  # seconds between tries; doubled, and short again after one that worked
+SHORTEST, LONGEST = 0.5, 30.0  # seconds between tries; doubled, and short again after one that lasted
+LASTED = 10.0  # seconds: a guest that ends each connection at once must not have us log in twice a second
 LOOK = 1.0  # seconds between questions whether the VM can be reached
 SETTLE = 3.0  # seconds after a start: they belong to whoever waits for the VM (a login takes one, emulated)
 READY_WITHIN = 90.0  # seconds: a login under emulation, the VM's first seconds
@@ -88,28 +90,30 @@ class Forward:
                 await asyncio.sleep(SETTLE)
                 continue
             try:
-                worked, why = await self._once()
+                lasted, why = await self._once()
             except ClaudeSandboxError as error:
-                worked, why = False, error.brief
-            pause = SHORTEST if worked else min(pause * 2, LONGEST)
+                lasted, why = False, error.brief
+            pause = SHORTEST if lasted else min(pause * 2, LONGEST)
             if self._usable():
                 self._tell(f"the connection to the guest ended: {why or 'it was closed'}")
             await asyncio.sleep(pause)
 
     async def _once(self) -> tuple[bool, str]:
-        """One connection from its start to its end: whether it came up, and why it ended."""
+        """One connection from its start to its end: whether it was up for a while, and why it ended."""
         transport, connection = await spawn(self._command(), _Connection)
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(connection.ready, READY_WITHIN)
+            up, lasted = time.monotonic(), False
             if connection.is_up:
                 self._tell("")
                 self._on_state(True)
                 await connection.ended.wait()
+                lasted = time.monotonic() - up >= LASTED
             ended = transport.get_returncode()
             await _end(transport, connection)
             quiet = "it did not get ready" if ended is None else f"exit code {ended}"
-            return connection.is_up, connection.words() or quiet
+            return lasted, connection.words() or quiet
         finally:
             await _end(transport, connection)
             if connection.is_up:

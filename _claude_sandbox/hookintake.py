@@ -77,25 +77,32 @@ class Intake:
         if request.method != "POST":
             return answer(405, {"error": "POST it"}, Allow="POST")
         if wait := self._bucket.wait():
-            return answer(429, {"error": "too many events"}, Retry_After=str(math.ceil(wait)))
+            return _too_many(wait)
         if request.headers.get("Content-Encoding"):
             return answer(415, {"error": "no compressed bodies"})
         body = await self._server.body(request)
-        lines = [line for line in body.split(b"\n") if line and not line.isspace()]
-        self._bucket.take(max(len(lines), len(body) // PER_EVENT, 1))
-        try:
-            taken = await self._take(lines)
-        except OSError as error:
-            self._log(f"events are refused for now: {error.strerror or error}")
-            return answer(503, {"error": "cannot be written now"}, Retry_After=str(DISK_FULL_WAIT))
+        async with self._turn:
+            # Asked again: of many that came at once, each as long as it may be, only the first is worked on.
+            if wait := self._bucket.wait():
+                return _too_many(wait)
+            lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+            self._bucket.take(max(len(lines), len(body) // PER_EVENT, 1))
+            try:
+                taken = await self._take(lines)
+            except OSError as error:
+                self._log(f"events are refused for now: {error.strerror or error}")
+                return answer(503, {"error": "cannot be written now"}, Retry_After=str(DISK_FULL_WAIT))
         return answer(200, {"last": taken.last, "dropped": taken.dropped})
 
     async def _take(self, lines: list[bytes]) -> Taken:
         last, dropped = "", 0
-        async with self._turn:
-            for start in range(0, len(lines), SLICE):
-                taken = self._accept(lines[start : start + SLICE])
-                last, dropped = taken.last or last, dropped + taken.dropped
-                if start + SLICE < len(lines):
-                    await asyncio.sleep(0)
+        for start in range(0, len(lines), SLICE):
+            taken = self._accept(lines[start : start + SLICE])
+            last, dropped = taken.last or last, dropped + taken.dropped
+            if start + SLICE < len(lines):
+                await asyncio.sleep(0)
         return Taken(last, dropped)
+
+
+def _too_many(wait: float) -> web.Response:
+    return answer(429, {"error": "too many events"}, Retry_After=str(math.ceil(wait)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from _claude_sandbox import lima, paths
@@ -92,13 +92,12 @@ def _rename(old: Path, new: Path) -> None:
 
 
 def take_over(former: Path, directory: Path) -> None:
-    """Move the registrations of this LIMA_HOME's VMs from where the last release had them. Raises OSError.
-
-    Those under a name that is not resolved are of no use any more: the next launch writes a new one.
-    """
+    """Move the registrations of this LIMA_HOME's VMs from where the last release had them, by the VM's path
+    without symlinks. One that a launch has written since stays. Raises OSError."""
     home = paths.lima_home().resolve()
     for each in all_in(former):
-        if each.dir.parent == home and not (directory / f"{each.tag}.json").exists():
-            each.write(directory)
         if each.dir.parent.resolve() == home:
+            ours = replace(each, dir=home / each.dir.name)
+            if not (directory / f"{ours.tag}.json").exists():
+                ours.write(directory)
             (former / f"{each.tag}.json").unlink(missing_ok=True)

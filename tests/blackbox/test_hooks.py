@@ -414,6 +414,21 @@ def test_a_flood_is_slowed_down_and_others_are_not(up: Play) -> None:
     assert up.log().count(bad.name) < 10, "its log is no way to fill the disk"
 
 
+def test_of_many_floods_at_once_one_is_worked_on(up: Play) -> None:
+    """Each was below the limit when it came: together minutes of work."""
+    bad, good = up.sandbox("claude-sandbox-bad"), up.sandbox()
+    whole = request("POST", "/v1/events", b"x\n" * 50_000)
+    with contextlib.ExitStack() as stack:
+        floods = [stack.enter_context(connect(bad.socket)) for _ in range(20)]
+        for each in floods:
+            each.sendall(whole[:-1])
+        for each in floods:
+            each.sendall(whole[-1:])
+        assert good.post(good.line())[0] == 200
+        statuses = [read_answer(each)[0] for each in floods]
+    assert statuses.count(200) == 1 and statuses.count(429) == 19
+
+
 @pytest.mark.parametrize(
     "data",
     [

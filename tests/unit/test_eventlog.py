@@ -250,14 +250,25 @@ def test_unreadable_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     assert [each.seq for each in eventlog.logged(tmp_path)] == [1, 2]
 
 
-def test_a_batch_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log, board = reopened(tmp_path)
     write(log, board, event(1))
-    log.close()
-    log._fd = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(OSError, match="No space"):
-        log.append([of_event(event(2))])
-    assert log._size == log.path.stat().st_size
+    before, room, real = log.path.read_bytes(), [60], os.write
+
+    def nearly_full(fd: int, data: memoryview) -> int:
+        if not room:
+            raise OSError(28, "No space left on device")
+        return real(fd, data[: room.pop()])
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", nearly_full)
+        with pytest.raises(OSError, match="No space"):
+            log.append([of_event(event(2))])
+    assert log.path.read_bytes() == before and log._size == len(before)
+    write(log, board, event(2))
+    assert [each.seq for each in eventlog.logged(tmp_path)] == [1, 2]
 
 
 def test_events_since_a_time_and_behind_a_number(tmp_path: Path) -> None:

@@ -187,6 +187,17 @@ def test_tries_come_slower_and_the_reason_is_told_once(world: World) -> None:
     assert world.lines[1] == "connected to the guest again"
 
 
+def test_a_guest_that_ends_each_connection_at_once_is_tried_slower_too(world: World) -> None:
+    """It said `ready`; without a pause the host would log in twice a second, for ever."""
+
+    def scene() -> None:
+        wait_until(lambda: len(world.calls()) >= 5)
+        times = [float(line.split()[1]) for line in (world.top / "calls").read_text().splitlines()]
+        assert times[4] - times[3] > 0.4  # 0.05 s, doubled three times
+
+    world.play(scene, script="echo ready")
+
+
 def test_one_that_never_gets_ready_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "READY_WITHIN", 0.3)
     world.mode("mute")
