@@ -78,6 +78,8 @@ def look(homes: Iterable[Path], lima_home: Path) -> Seen:
         try:
             entries = sorted(os.scandir(home), key=lambda entry: entry.name)
             for entry in entries:
+                if entry.name.startswith((".", "_")):
+                    continue  # Lima has no VM there (pkg/store, Instances)
                 if _leads_nowhere(entry):
                     seen.unreadable.append(_nowhere(entry))
                 elif entry.is_dir():

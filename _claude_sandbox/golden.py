@@ -194,7 +194,8 @@ def survey(lima_home: Path) -> list[Golden]:
         raise DiskError(
             "What uses the golden disks cannot be found out.",
             details="\n".join(seen.unreadable),
-            resolution="Nothing is freed until that can be read: mount what is missing, or repair or remove that VM.",
+            resolution="Nothing is freed until that can be read: mount what is missing, or repair or remove that VM. "
+            "A LIMA_HOME that was deleted for good: `claude-sandbox prune --cache --forget-home DIR`.",
         )
     found = []
     for file in {*files, *(paths.golden_dir() / name for name in seen.users)}:
@@ -280,8 +281,9 @@ def sweep(lima_home: Path) -> None:
     seen = look(homes_of([*files, *_records()], lima_home), lima_home)
     for file in files:
         info = file.stat()
-        if (info.st_dev, info.st_ino) in seen.disks and _is_free(file, seen):
-            file.unlink()
+        if (info.st_dev, info.st_ino) in seen.disks:  # its VM writes to it
+            if _is_free(file, seen):
+                file.unlink()
         elif info.st_mode & 0o222:
             file.chmod(MODE)
     _note_homes(seen)

@@ -30,7 +30,7 @@ def identity(home: Path) -> str | None:
 def identify(home: Path) -> str | None:
     """`identity`, made if there is none yet; None where nothing can be written. The store's lock is held."""
     found = identity(home)
-    if found is None and home.is_dir():
+    if found is None and os.path.isdir(home):
         made = os.urandom(16).hex()
         try:
             write_atomic(home / MARKER, made.encode() + b"\n", 0o644)

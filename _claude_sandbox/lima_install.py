@@ -65,7 +65,7 @@ def release_lines() -> list[str]:
 
 def install_release(say: Say) -> None:
     """Raises HostSetupError: not reachable, wrong checksum, unusable archive."""
-    with _building() as tree:
+    with _building(say) as tree:
         if tree is not None:
             name = release_name()
             archive = tree.parent / name
@@ -186,7 +186,7 @@ def go_lines() -> list[str]:
 
 def install_with_go(runner: Runner, say: Say, log: Path) -> None:
     """Linux only: on macOS Lima must be signed. Raises HostSetupError with Go's own words."""
-    with _building() as tree:
+    with _building(say) as tree:
         if tree is None:
             return
         work = tree.parent / "module"
@@ -209,11 +209,11 @@ def install_with_go(runner: Runner, say: Say, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def _building() -> Iterator[Path | None]:
+def _building(say: Say) -> Iterator[Path | None]:
     """Yields an empty directory to fill, or None when the cache has this version; then puts it in place."""
     cache = cached()
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with lock(paths.state_dir() / "lima-install.lock"):
+    with lock(paths.state_dir() / "lima-install.lock", on_wait=lambda who: say(f"waiting for {who} …")):
         if (cache / "bin" / "limactl").exists():
             yield None
         else:

@@ -95,7 +95,7 @@ def project_lock(ctx: Context, project: Path) -> Iterator[None]:
         return
 
     def waiting(who: str) -> None:
-        ctx.progress.note(f"Another claude-sandbox works on this project; waiting for {who} …")
+        ctx.progress.note(f"Another claude-sandbox works on this project; waiting for it: {who} …")
 
     with lock(project_lock_path(project), on_wait=waiting):
         yield

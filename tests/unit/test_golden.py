@@ -298,6 +298,49 @@ def test_killed_at_any_step_the_base_works_and_the_next_run_freezes_it(
     golden.check(linux.lima.home, tools.dir)
 
 
+def test_after_a_kill_a_base_stays_writable_also_while_something_cannot_be_read(linux: Context) -> None:
+    """Killed with the disk linked into the store under its golden name."""
+    tools = base(linux)
+    disk = tools.dir / "disk"
+    paths.private_dir(paths.golden_dir())
+    os.link(disk, golden.place(golden.digest(disk)))
+    (put_instance(linux, "other") / "disk").symlink_to("/nowhere/disk")
+    golden.sweep(linux.lima.home)
+    assert disk.stat().st_mode & 0o200 and len(names()) == 1
+    (linux.lima.home / "other" / "disk").unlink()
+    golden.sweep(linux.lima.home)
+    assert disk.stat().st_mode & 0o200 and names() == []
+
+
+def test_a_lima_home_that_does_not_answer_can_be_forgotten(
+    linux: Context, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = freeze.freeze(linux, base(linux))
+    here, other = linux.lima.home, home / "other"
+    here.rename(other)
+    here.mkdir()
+    assert file is not None
+    golden.check(other, other / "tools-vm")
+    golden.forget_home(here)
+    real = os.scandir, os.listdir
+
+    def broken(number: int) -> Callable[[Path], object]:
+        def call(path: Path) -> object:
+            if str(path).startswith(str(other)):
+                raise OSError(errno.ESTALE, "Stale file handle", str(path))
+            return real[number](path)
+
+        return call
+
+    shutil.rmtree(other)
+    monkeypatch.setattr(os, "scandir", broken(0))
+    monkeypatch.setattr(os, "listdir", broken(1))
+    with pytest.raises(DiskError, match="cannot be found out"):
+        golden.free(here)
+    golden.forget_home(other)
+    assert [g.path for g in golden.free(here)] == [file]
+
+
 def test_written_to_after_a_kill_the_half_frozen_content_is_not_kept(linux: Context) -> None:
     """Killed with the disk linked into the store and no overlay yet; then the user starts the VM."""
     tools = base(linux)
