@@ -38,8 +38,7 @@ def main(argv: Sequence[str]) -> int:
         render.error(error, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        render.error(ClaudeSandboxError("Interrupted."), as_json=as_json)
+        print("\nInterrupted.", file=sys.stderr)  # no error: with --json, stdout ends where it was
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it at exit.

@@ -17,6 +17,11 @@ def script(shell: str) -> str:
 
 def _bash() -> str:
     verbs, flags = _words()
+    # Before the verb any option may stand; behind it those that it takes.
+    taken = "\n".join(
+        f'      {name}) _claude_sandbox_offer -W "{" ".join(options.flags_of(options.VERBS[name]))}";;'
+        for name in verbs
+    )
     # macOS has bash 3.2: no `mapfile`, no `compopt`.
     return f"""# bash completion of claude-sandbox
 _claude_sandbox_offer() {{
@@ -35,8 +40,15 @@ _claude_sandbox() {{
     notify) _claude_sandbox_offer -W "test"; return;;
     reply) _claude_sandbox_offer -W "$(claude-sandbox list 2>/dev/null | awk 'NR>1{{print $1}}')"; return;;
   esac
+  local word verb=
+  for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+    case " {" ".join(verbs)} " in *" $word "*) verb=$word; break;; esac
+  done
   case $cur in
-    -*) _claude_sandbox_offer -W "{" ".join(flags)}";;
+    -*) case $verb in
+{taken}
+      *) _claude_sandbox_offer -W "{" ".join(flags)}";;
+      esac;;
     *) _claude_sandbox_offer -W "{" ".join(verbs)}";;
   esac
 }}

@@ -93,7 +93,7 @@ SETTINGS = (
     Setting("voice", _plain(values.parse_voice), False, "let Claude's /voice record with this host's microphone: "
             "docs/voice.md (default: `false`)", ("--voice",), "CLAUDE_SANDBOX_VOICE_MODE", in_project=NEVER),
     Setting("packages", _plain(values.parse_packages), (), "packages of the guest's distribution to install "
-            "when the sandbox is made"),
+            "when the sandbox is made or next started"),
     Setting("proxy", _plain(values.parse_from_host), False, "`host`: pass the host's proxy variables to the guest",
             in_project=NEVER),
     Setting("ca", _plain(values.parse_from_host), False, "`host`: make the guest trust the host's extra CAs",

@@ -179,7 +179,7 @@ def reply_verb(call: Call) -> int:
     """Type an answer into Claude's pane; without TEXT show what it waits for."""
     if call.chosen.text is not None and call.rest:
         raise UsageError(
-            "TEXT stands before `--` and behind it.", resolution="Write it once, best behind `--`."
+            "TEXT is given before `--` and behind it.", resolution="Give it once, best behind `--`."
         )
     words = [call.chosen.text] if call.chosen.text is not None else list(call.rest)
     text = " ".join(words)

@@ -81,9 +81,13 @@ looked. A value given on the command line or in the environment takes the place 
 """
 
 _TAIL = """
-A size is written `8GiB` or `512MiB` (`8G` and `8GB` mean the same). A change of cpus, memory, disk, ports or
-mounts on an existing sandbox is made at its next start; `claude-sandbox restart` makes it now. A disk can
-only grow.
+A size is written `8GiB` or `512MiB` (`8G` and `8GB` mean the same). A change of cpus, memory, disk, ports,
+mounts or settings directory on an existing sandbox is made at its next start, and packages that it does not
+have yet are installed then; `claude-sandbox restart` does it now. A disk can only grow. Base VM and template
+count when a sandbox is made: another one on the command line is an error where there is a sandbox already.
+
+An option that would have no effect with a verb is a usage error, which says where it goes; each verb's
+`--help` has those that it takes. What shall hold for every call belongs into the variable or your file.
 
 ## Other variables
 

@@ -80,6 +80,11 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_asks_before_a_base_is_stopped_in_which_claude_works",
         "::test_does_not_ask_without_a_terminal",
     ),
+    "1.12": (
+        "blackbox/test_words_first::test_wrong_values_come_before_the_host",
+        "::test_nor_with_a_yes_that_would_install",
+        "blackbox/test_full_guest::test_a_shell_and_claude_go_on_with_a_warning",
+    ),
     # 2 Options
     "2.1": (
         "blackbox/test_commands::test_missing_directory",
@@ -90,8 +95,12 @@ TABLE: dict[str, tuple[str, ...]] = {
         "unit/test_config::test_the_spec_s_names_of_flags_and_variables",
         "blackbox/test_microphone::test_voice_is_asked_for_by_option_or_variable",
         "integration/test_voice::test_a_tone_arrives_unchanged_and_the_microphone_closes",
+        "unit/test_options::test_options_before_and_after_every_verb",
+        "blackbox/test_every_option::test_on_a_running_sandbox",
+        "blackbox/test_json::test_every_verb",
     ),
     "2.2": (
+        "unit/test_options::test_a_refused_option_says_where_it_goes",
         "blackbox/test_commands::test_help_and_version_need_nothing_installed",
         "::test_unknown_command_names_the_nearest",
         "::test_unknown_option_names_the_nearest",
@@ -161,6 +170,9 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_a_disk_cannot_shrink",
         "::test_a_taken_host_port_is_an_error_before_anything_is_made",
         "unit/test_boot::test_a_port_below_1024_is_told",
+        "blackbox/test_every_option::test_on_a_running_sandbox",
+        "::test_on_a_stopped_one_and_with_restart",
+        "::test_packages_come_with_the_next_start",
     ),
     "4.7": (
         "blackbox/test_commands::test_bare_command_starts_a_stopped_vm",

@@ -52,6 +52,15 @@ def test_bash_completes_verbs_flags_and_values() -> None:
     assert complete("claude-sandbox", "zzz") == [""]
 
 
+def test_bash_offers_only_what_the_verb_takes() -> None:
+    assert complete("claude-sandbox", "stop", "--c") == [""]
+    assert complete("claude-sandbox", "start", "--c") == ["--clone-from", "--cpus"]
+    assert complete("claude-sandbox", "-q", "restart", "--c") == ["--cpus"]
+    for name, verb in options.VERBS.items():
+        if name and not verb.hidden:
+            assert complete("claude-sandbox", name, "-q", "-") == options.flags_of(verb)
+
+
 # What bash 3.2 of macOS does not have.
 NEWER = (
     "mapfile",

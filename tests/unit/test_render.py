@@ -184,9 +184,9 @@ def test_the_log_of_bugs_is_bounded_private_and_without_what_was_typed(
 
 @pytest.mark.parametrize(
     ("problem", "code"),
-    [(ZeroDivisionError("bug"), 1), (KeyboardInterrupt(), 130), (OSError(28, "No space left", "/x"), 1)],
+    [(ZeroDivisionError("bug"), 1), (UsageError("brief"), 2), (OSError(28, "No space left", "/x"), 1)],
 )
-def test_every_end_is_json_with_json(
+def test_every_error_is_json_with_json(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     problem: BaseException, code: int,
 ) -> None:  # fmt: skip
