@@ -26,7 +26,7 @@ from _claude_sandbox.context import Context
 from _claude_sandbox.journal import project_lock_path
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.prepare import Given
-from _claude_sandbox.session import Session, attach, run_in_new_tmux, run_session
+from _claude_sandbox.session import Session, attach, forget_old_sessions, run_in_new_tmux, run_session
 from _claude_sandbox.tmux import Tmux
 
 
@@ -37,6 +37,7 @@ def run_claude(
 
     `began` is when this program did (ns): what a start has brought since then is not brought again.
     """
+    forget_old_sessions()
     tmux = Tmux(ctx.runner)
     tty = sys.stdin.isatty() and sys.stdout.isatty()
     live = _live(ctx, tmux, instance) if tty and not new and not arguments else None

@@ -78,7 +78,6 @@ def run_in_new_tmux(ctx: Context, tmux: Tmux, session: Session) -> int:
     """In a tmux session of its own, whose command is our verb `_session`; attached to it here."""
     name = f"{session.vm}-{os.getpid()}"
     file = session_file(name)
-    _forget_old_sessions()
     session.save(file)
     import claude_sandbox
 
@@ -111,7 +110,7 @@ def _after_tmux(ctx: Context, tmux: Tmux, name: str, code: int) -> int:
         left.unlink(missing_ok=True)
 
 
-def _forget_old_sessions(age: float = 300) -> None:
+def forget_old_sessions(age: float = 300) -> None:
     """Remove what a killed run left: a session's file holds the credential until it is read."""
     for file in paths.runtime_dir().glob("*.session"):
         with contextlib.suppress(FileNotFoundError):  # another launch does the same

@@ -7,8 +7,18 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import find, login, login_sync, paths, render, sandbox, settings_diff, terminal
-from _claude_sandbox.errors import Cancelled, SandboxNotFoundError, UsageError
+from _claude_sandbox import (
+    credential,
+    find,
+    login,
+    login_sync,
+    paths,
+    render,
+    sandbox,
+    settings_diff,
+    terminal,
+)
+from _claude_sandbox.errors import Cancelled, RefusedError, SandboxNotFoundError, UsageError
 from _claude_sandbox.lima import RUNNING
 
 if TYPE_CHECKING:
@@ -157,9 +167,12 @@ def _take(call: Call) -> int:
     if not call.confirm(f"Use the login of {name} in every sandbox of {call.config.settings}?"):
         raise Cancelled("Nothing was taken over.", resolution="Without a terminal, say -y.")
     taken = shared.settle(value, name, account, take=True)
+    if taken is None and credential.parse(shared.hand_over()) != value:
+        raise RefusedError(
+            f"The login of {name} was not taken over: it has expired, or its dates cannot be right.",
+            resolution="Is this host's clock right? Then /login in that sandbox's Claude makes a good one.",
+        )
     return call.show(
-        {"store": where, "taken": bool(taken), "sandbox": name},
-        f"Every sandbox gets the login of {name}; it is in {taken.where}."
-        if taken
-        else f"Nothing was taken over: {where} has this login, or it cannot be a valid one.",
+        {"store": where, "taken": True, "sandbox": name},
+        f"Every sandbox of these settings gets the login of {name} now; it is in {where}.",
     )

@@ -228,8 +228,15 @@ TABLE: dict[str, tuple[str, ...]] = {
         "unit/test_login::test_what_is_not_plausible_is_not_taken",
         "::test_the_keychain_is_written_by_stdin_only",
         "::test_a_login_in_one_sandbox_reaches_the_others",
+        "unit/test_login_back::test_another_account_is_a_question_on_a_terminal",
+        "::test_an_expiry_that_no_issuer_gives_is_refused_and_said",
+        "::test_undo_puts_back_what_was_there_before_that_sandbox_changed_it",
+        "blackbox/test_login_shared::test_a_hostile_guest_s_own_account_goes_nowhere",
     ),
-    "5.4": ("blackbox/test_sandbox::test_the_user_s_own_claude_directory_is_warned_about",),
+    "5.4": (
+        "blackbox/test_sandbox::test_the_user_s_own_claude_directory_is_warned_about",
+        "blackbox/test_login_shared::test_the_user_s_own_claude_login_is_read_and_never_written",
+    ),
     # 6 Running Claude
     "6.1": (
         "blackbox/test_commands::test_bare_command_creates_and_runs_claude",
@@ -240,6 +247,7 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_exit_code_comes_through_tmux",
         "::test_the_session_s_environment_reaches_it_without_a_trace",
         "::test_inside_tmux_the_session_is_renamed",
+        "blackbox/test_tmux_sessions::test_another_project_s_session_is_not_ours_by_its_name",
         "::test_without_tmux_claude_runs_directly",
         "unit/test_terminal::test_the_terminal_is_left_clean",
         "integration/test_a_day::test_the_tui_under_tmux",

@@ -611,3 +611,12 @@ def test_update_shows_nothing_that_steers_the_terminal(made: Box, flags: tuple[s
     ended = made.run("update", *flags)
     assert ended.code == 0 and "9.9" in ended.out
     assert all(c.isprintable() or c == "\n" for c in ended.text), ascii(ended.text)
+
+
+def test_a_guest_s_nested_session_files_do_not_stop_a_stop(made: Box) -> None:
+    """Whether Claude is busy is asked of the guest; its answer may be anything."""
+    file = made.guest(APP) / "home" / ".claude" / "sessions" / "1.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("[" * 4000)
+    ended = made.tty("stop")
+    assert ended.code == 0 and made.vms()[APP] == "Stopped", ended.text

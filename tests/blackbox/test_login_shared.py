@@ -87,6 +87,10 @@ def test_on_a_terminal_another_account_is_a_question(made: Box) -> None:
     assert made.run("login", "--take").code == 1, "without a terminal and -y"
     taken = made.run("login", "--take", "-y")
     assert taken.code == 0 and "work" in shared(made).read_text(), taken.text
+    assert made.run("login", "--take", "-y").code == 0, "again: it is there already"
+    log_in(made, A, "evil", THEIRS, 399 * 24)
+    refused = made.run("login", "--take", "-y")
+    assert refused.code == 1 and "dates" in refused.err and "work" in shared(made).read_text()
 
 
 def test_the_user_s_own_claude_login_is_read_and_never_written(ready: Box) -> None:
