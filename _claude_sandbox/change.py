@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from _claude_sandbox import create, places, template, vm
+from _claude_sandbox import create, golden, places, qcow2, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.errors import StartError, UsageError
@@ -62,6 +62,13 @@ def _shares(ctx: Context, config: Config, document: Document) -> tuple[template.
     if not config.given("settings"):
         asked = (*asked[:-1], have[-1])
     return asked
+
+
+def undone(new: Document, old: Document, directory: Path) -> Document:
+    """The old document again; a disk that has grown meanwhile keeps its size: it cannot shrink."""
+    header = qcow2.read(directory / golden.DISK)
+    before = parse_size(old.get("disk") or "100GiB", 1)
+    return {**old, "disk": new["disk"]} if header and header.size > before and "disk" in new else dict(old)
 
 
 def running_ports(name: str, change: Change) -> None:

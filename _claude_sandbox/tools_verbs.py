@@ -69,7 +69,9 @@ def rebuild(call: Call) -> int:
     if call.chosen.dry_run:
         print("\n".join(_plan(call, name)))
         return 0
-    base = call.ready.lima.get(name)
+    from _claude_sandbox import tools_vm
+
+    base = tools_vm.check_ours(call.ready.lima, name)
     if base is not None and base.status == "Running":
         sandbox.stop_base(call.ctx, base)
     report = _build(call, name, only, True if call.chosen.from_packages else None)
