@@ -1,4 +1,4 @@
-"""Starting and stopping one VM, and making sure before the start that it shares only what we meant."""
+"""Starting one VM, and making sure before the start that it shares only what we meant."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import golden, paths, places, ssh_wait, template, timings
+from _claude_sandbox import golden, halt, paths, places, ssh_wait, template, timings, vm_processes
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError, StartError
 from _claude_sandbox.files import write_atomic
-from _claude_sandbox.guest import Guest
 from _claude_sandbox.journal import Journal
-from _claude_sandbox.lima import BROKEN, RUNNING, START_TIMEOUT, STOPPED, Instance, reword
+from _claude_sandbox.lima import RUNNING, START_TIMEOUT, STOPPED, Instance, reword
 from _claude_sandbox.values import Port
 
 STAMP = "claude-sandbox.ready"  # in the instance directory: which boot was seen to be ready
@@ -83,6 +82,7 @@ def start(
     check_ports(template.ports_of(document))
     if not ctx.dry:
         check_effective(ctx, name, document)
+        _check_nothing_runs(ctx, name)
         golden.check(ctx.lima.home, ctx.lima.home / name, ctx.progress.note)
         golden.tidy(ctx.lima.home / name)
     logfile = paths.logs_dir() / f"{name}.log"
@@ -108,12 +108,12 @@ def start(
                     f"{name} is up, but Lima's guest agent is late: the clock may drift. See {logfile}"
                 )
                 break
-            force_stop(ctx, name)
+            left = _what_is_left(ctx, name)
             # An overloaded host; Lima waits five seconds only (facts/checked.md).
-            if last_try or "did not start up in 5s" not in words:
+            if last_try or left or "did not start up in 5s" not in words:
                 raise StartError(
                     f"{name} did not start.",
-                    details=reword(words),
+                    details="\n".join([reword(words), *left]),
                     resolution=f"Lima's log: {logfile} ; the guest's console: {ctx.lima.home / name / 'serial.log'}",
                 )
     if ctx.dry:
@@ -152,16 +152,30 @@ def force_stop_if_interrupted(ctx: Context, name: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        force_stop(ctx, name)
+        try:
+            halt.force_stop(ctx, name)
+        except LimaError as error:
+            ctx.progress.warn(str(error))
         raise
 
 
-def force_stop(ctx: Context, name: str) -> None:
-    """Whatever still runs of it; `limactl stop -f` kills by pid file, so only Lima's own may be named there."""
-    if not ctx.dry:
-        clear_stale_pids(Instance(name, STOPPED, ctx.lima.home / name))
-    with contextlib.suppress(LimaError):
-        ctx.lima.stop(name, force=True)
+def _what_is_left(ctx: Context, name: str) -> list[str]:
+    """Stop what a failed start left; what could not be stopped, in words."""
+    try:
+        halt.force_stop(ctx, name)
+    except LimaError as error:
+        return [str(error)]
+    return []
+
+
+def _check_nothing_runs(ctx: Context, name: str) -> None:
+    """Two VMs on one disk would destroy it. Raises StartError."""
+    left = vm_processes.running(ctx.lima.home / name)
+    if left:
+        raise StartError(
+            f"{name} was not started: of an earlier start, {vm_processes.words(left)} still runs.",
+            resolution="`claude-sandbox stop -f` ends it; `claude-sandbox start` then starts it.",
+        )
 
 
 # -- readiness -----------------------------------------------------------------------------------
@@ -318,46 +332,3 @@ def check_effective(ctx: Context, name: str, document: Mapping[str, Any]) -> Non
             else f"It stands in {ctx.lima.home / name / 'lima.yaml'}.",
             resolution="Take it out there, or set LIMA_HOME to another directory for sandboxes.",
         )
-
-
-# -- stopping ------------------------------------------------------------------------------------
-
-
-def stop(ctx: Context, instance: Instance, *, force: bool = False) -> None:
-    """Stop a VM in whatever state; does nothing when it is stopped already (unless forced)."""
-    if instance.status == STOPPED and not force:
-        return
-    Guest(ctx.runner, instance, paths.runtime_dir()).disconnect()
-    force = force or instance.status == BROKEN
-    if force and not ctx.dry:
-        clear_stale_pids(instance)
-    with ctx.progress.stage(f"Stopping {instance.name}"):
-        ctx.lima.stop(instance.name, force=force)
-
-
-def clear_stale_pids(instance: Instance) -> bool:
-    """Remove pid files of processes that are not Lima's: the host was rebooted and ids are reused.
-
-    `limactl stop -f` would kill whatever has those ids now (facts/lima.md §13). True when any was stale.
-    """
-    import psutil
-
-    stale = False
-    for file in instance.dir.glob("*.pid"):
-        try:
-            process = psutil.Process(int(file.read_text()))
-            words = " ".join([process.name(), *process.cmdline()])
-            newer = process.create_time() > file.stat().st_mtime + 60
-        except (psutil.AccessDenied, ValueError, OSError):
-            continue
-        except psutil.NoSuchProcess:
-            words, newer = "", True
-        # Both have a path in the instance directory in their arguments, such as `--pidfile …/NAME/ha.pid`.
-        if newer or f"/{instance.dir.name}/" not in words:
-            file.unlink(missing_ok=True)
-            stale = True
-    if stale and not any(instance.dir.glob("*.pid")):
-        for pattern in ("*.sock", "*.tmp"):
-            for file in instance.dir.glob(pattern):
-                file.unlink(missing_ok=True)
-    return stale

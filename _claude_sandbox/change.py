@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from _claude_sandbox import create, first_boot, places, template, vm
+from _claude_sandbox import create, disk_users, first_boot, places, qcow2, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.errors import ClaudeSandboxError, SandboxExistsError, StartError, UsageError
@@ -116,6 +116,13 @@ def install(ctx: Context, instance: Instance, packages: tuple[str, ...]) -> None
         ctx.progress.warn(f"{error} The next start tries again.")
     else:
         installed(instance.dir, packages)
+
+
+def undone(new: Document, old: Document, directory: Path) -> Document:
+    """The old document again; a disk that has grown meanwhile keeps its size: it cannot shrink."""
+    header = qcow2.read(directory / disk_users.DISK)
+    before = parse_size(old.get("disk") or "100GiB", 1)
+    return {**old, "disk": new["disk"]} if header and header.size > before and "disk" in new else dict(old)
 
 
 def running_ports(name: str, change: Change) -> None:

@@ -27,7 +27,7 @@ from _claude_sandbox import (
     voice,
 )
 from _claude_sandbox import config as configuration
-from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError
+from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError, together
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import DryRunner, LocalRunner, Runner
@@ -118,6 +118,7 @@ class Call:
             self.confirm,
             self._start_env,
             macos=sys.platform == "darwin",
+            ask=terminal.ask,
             dry=self.chosen.dry_run,
         )
 
@@ -267,12 +268,24 @@ def _restart(call: Call) -> int:
 
 
 def _stop_all(call: Call) -> int:
-    done = sandbox.stop_all(call.ctx, force=call.chosen.force)
+    outcome = sandbox.Outcome()
+    with outcome.going_on():
+        outcome = sandbox.stop_all(call.ctx, force=call.chosen.force)
     if not call.chosen.dry_run:
         from _claude_sandbox import servers
 
-        servers.stop_all()
-    return call.show(done, f"Stopped {_count(len(done))}.")
+        with outcome.going_on():
+            servers.stop_all()
+    return _outcome(call, outcome, f"Stopped {_count(len(outcome.done))}.")
+
+
+def _outcome(call: Call, outcome: sandbox.Outcome, sentence: str) -> int:
+    """What was done of a list; then what failed of it, as one error."""
+    if not outcome.failed or (outcome.done and not call.chosen.json):
+        call.show(outcome.done, sentence)
+    if outcome.failed:
+        raise together(f"{len(outcome.failed)} steps failed.", outcome.failed)
+    return 0
 
 
 def _count(number: int) -> str:
@@ -313,8 +326,8 @@ def _prune(call: Call) -> int:
     nothing = "There is nothing to delete."
     if not doomed and call.chosen.dry_run and not call.chosen.json:
         print(nothing)
-    done = sandbox.prune(call.ctx, doomed)
-    return call.show(done, f"Deleted {_count(len(done))}." if doomed else nothing)
+    outcome = sandbox.prune(call.ctx, doomed)
+    return _outcome(call, outcome, f"Deleted {_count(len(outcome.done))}." if doomed else nothing)
 
 
 def _prune_cache(call: Call) -> int:

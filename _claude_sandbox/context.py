@@ -33,6 +33,7 @@ class Context:
     start_env: Callable[[], Mapping[str, str | None]] = dict
     macos: bool = False
     dry: bool = False
+    ask: Confirm = nobody  # whatever --yes says: where saying yes without having looked could do harm
 
     @property
     def runner(self) -> Runner:

@@ -16,7 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import boot, first_boot, freeze, golden, paths, places, qcow2, template, timings, vm
+from _claude_sandbox import (
+    boot,
+    first_boot,
+    freeze,
+    golden,
+    halt,
+    paths,
+    places,
+    qcow2,
+    template,
+    timings,
+    vm,
+)
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.disk_users import DISK
@@ -107,18 +119,29 @@ def create(
             replace(made, packages=config.packages).save(instance.dir)
     except BaseException as error:
         with uninterrupted():
-            remove_half_made(ctx, name)
-        raise _as_create_error(error, name) from error
+            left = _could_not_remove(ctx, name)
+        raise _as_create_error(error, name, left) from error
     journal.end()
     return instance
 
 
-def _as_create_error(error: BaseException, name: str) -> BaseException:
+def _could_not_remove(ctx: Context, name: str) -> str:
+    """Remove what was begun; "" or, where that failed, why: the step's own failure is the error."""
+    try:
+        remove_half_made(ctx, name)
+    except ClaudeSandboxError as error:
+        ctx.progress.warn(f"What was begun could not be removed; the next run tries again. {error}")
+        return str(error)
+    return ""
+
+
+def _as_create_error(error: BaseException, name: str, left: str) -> BaseException:
     """A failure of a step, told as ours; what the user asked for wrongly stays what it is."""
     asked_wrongly = UsageError | RefusedError | SandboxExistsError
     if isinstance(error, ClaudeSandboxError) and not isinstance(error, CreateError | asked_wrongly):
         return CreateError(
-            f"The sandbox {name} could not be made; what was begun has been removed.",
+            f"The sandbox {name} could not be made; what was begun "
+            + ("could not be removed." if left else "has been removed."),
             details=f"{error.brief}\n{error.details or ''}".strip(),
             resolution=error.resolution,
         )
@@ -140,7 +163,7 @@ def _clone(
         running = ctx.lima.get(base.name)
         was_running = running is not None and running.status == RUNNING
         if running and was_running:
-            boot.stop(ctx, running)
+            halt.stop(ctx, running)
         try:
             if not full:
                 freeze.freeze(ctx, base)
@@ -287,6 +310,7 @@ def _check_space(ctx: Context, base: Instance, *, full: bool) -> None:
 
 def _sweep(ctx: Context, project: Path) -> None:
     """Remove what a killed run of ours left for this project. The project's lock is held."""
+    halt.finish(ctx)
     for name in candidates(ctx, project):
         journal = Journal(ctx.lima.home, name)
         if journal.exists() and journal.project() == project and not ctx.dry:
@@ -295,24 +319,15 @@ def _sweep(ctx: Context, project: Path) -> None:
 
 
 def remove_half_made(ctx: Context, name: str) -> None:
-    """Remove a VM that its journal says was never ready (or half deleted), and the journal."""
+    """Remove a VM that its journal says was never ready (or half deleted), and the journal.
+
+    Raises what `halt.remove` raises; then the journal stays, and the next run tries again.
+    """
     if ctx.dry:
         return
-    import shutil
-
     journal = Journal(ctx.lima.home, name)
     journal.end_child()
-    directory = ctx.lima.home / name
-    if directory.is_dir() and not directory.is_symlink():
-        if any(directory.glob("*.pid")):
-            boot.force_stop(ctx, name)
-        if (directory / "lima.yaml").exists():
-            with contextlib.suppress(ClaudeSandboxError):
-                ctx.lima.delete(name, force=True)
-        # Without lima.yaml limactl refuses; it also leaves what it does not know.
-        shutil.rmtree(directory, ignore_errors=True)
-        if directory.exists():
-            raise CreateError(f"{directory} could not be removed.", resolution="Remove it by hand.")
+    halt.remove(ctx, name)
     journal.end()
 
 

@@ -20,6 +20,8 @@ Exit codes that are not errors of ours: 0 done, 124 time-out, 130 Ctrl-C (spec/v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 EXIT_INTERRUPTED = 130
 
 
@@ -36,6 +38,16 @@ class ClaudeSandboxError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(part for part in (self.brief, self.details, self.resolution) if part)
+
+
+def together(what: str, errors: Sequence[ClaudeSandboxError]) -> ClaudeSandboxError:
+    """One error for what failed in a list of which the rest was done; a single one stays as it is.
+
+    `what`: "3 sandboxes were not stopped."
+    """
+    if len(errors) == 1:
+        return errors[0]
+    return ClaudeSandboxError(what, details="\n".join(str(error) for error in errors))
 
 
 class UsageError(ClaudeSandboxError):

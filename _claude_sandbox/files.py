@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from _claude_sandbox.errors import ClaudeSandboxError
 LOG_LIMIT = 1 << 20  # bytes of a log; as much again is kept in NAME.1
 PATIENCE = 1.0  # seconds; who has to wait longer for a lock is told for whom
 _PROGRAMS = ("claude_sandbox.py", "claude-sandbox", "rebuild-tools-vm", "claude-hooks-server")
+_AT_FDCWD = -100  # linux/fcntl.h
+_STATX_BTIME = 0x800  # linux/stat.h
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
@@ -38,6 +41,34 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = 
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def birth(path: Path) -> int:
+    """When a file or directory was made (ns since 1970): a new one that got an old inode has another.
+
+    0 where the file system does not tell (NFS, older tmpfs). Python 3.11 shows it on macOS only, hence
+    statx(2): in glibc since 2.28, in musl since 1.2.3. Raises OSError.
+    """
+    import ctypes
+
+    info = os.stat(path)
+    if (born := getattr(info, "st_birthtime", None)) is not None:
+        return int(round(born * 1_000_000) * 1000)  # a float: microseconds are what is exact in it
+    buffer = ctypes.create_string_buffer(256)  # struct statx
+    try:
+        statx = ctypes.CDLL(None, use_errno=True).statx
+    except AttributeError:
+        return 0
+    if statx(_AT_FDCWD, os.fsencode(path), 0, ctypes.c_uint(_STATX_BTIME), buffer):
+        return 0  # a kernel, or a sandbox's filter, that does not know the call
+    return _birth_of(buffer.raw)
+
+
+def _birth_of(statx: bytes) -> int:
+    """`stx_btime` (seconds, nanoseconds at byte 80), if `stx_mask` says that it was filled in."""
+    (mask,) = struct.unpack_from("=I", statx, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", statx, 80)
+    return int(seconds * 1_000_000_000 + nanoseconds) if mask & _STATX_BTIME else 0
 
 
 def sync(path: Path) -> None:

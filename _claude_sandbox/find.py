@@ -8,6 +8,7 @@ from pathlib import Path
 from _claude_sandbox import vm
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import HostSetupError, SandboxExistsError
+from _claude_sandbox.files import birth
 from _claude_sandbox.journal import Journal
 from _claude_sandbox.lima import BROKEN, Instance
 
@@ -47,7 +48,7 @@ def by_name(ctx: Context, project: Path) -> Instance | None:
 def _explain_other_version(instance: Instance) -> None:
     """A VM with our mark in a schema that this version does not know is not taken for foreign."""
     schema = vm.mark_schema(instance.param.get(vm.MARK_PARAM, ""))
-    if schema is not None and schema != vm.SCHEMA:
+    if schema is not None and schema not in vm.READABLE:
         raise SandboxExistsError(
             f"{instance.name} was made by another version of claude-sandbox (mark {schema}, ours is {vm.SCHEMA}).",
             resolution="Use that version for it, or delete it with `limactl delete` and create it anew.",
@@ -81,13 +82,29 @@ def at_a_glance(ctx: Context) -> list[Instance]:
     return found
 
 
-def moved(ctx: Context, project: Path) -> Instance | None:
-    """A sandbox whose directory seems to have become `project` by a move."""
+def moved(ctx: Context, project: Path) -> tuple[Instance, bool] | None:
+    """A sandbox whose directory has become `project` by a move, and whether that is sure.
+
+    Not sure: the mark is an older version's, or the file system does not tell when a directory was made,
+    so that `project` may as well be a new one which got the old one's inode.
+    """
     for instance in ours(ctx):
         mark = instance.mark
-        if mark and mark.project and mark.same_directory(project) and not mark.project.is_dir():
-            return instance
+        if mark is None or mark.project is None or mark.project.is_dir():
+            continue
+        same = mark.same_directory(project)
+        if same or (same is None and not _made_after(project, instance)):
+            return instance, bool(same)
     return None
+
+
+def _made_after(project: Path, instance: Instance) -> bool:
+    """Whether the directory was made after the VM: then it cannot be the one for which the VM was made."""
+    try:
+        made, vm_made = birth(project), birth(instance.dir)
+    except OSError:
+        return False
+    return bool(made and vm_made) and made > vm_made
 
 
 def free_name(ctx: Context, project: Path) -> str:

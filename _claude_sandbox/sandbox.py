@@ -8,24 +8,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _claude_sandbox import boot, change, create, find, first_boot, freeze, hooks, origin, template, vm
+from _claude_sandbox import (
+    boot,
+    change,
+    create,
+    disk_users,
+    find,
+    first_boot,
+    freeze,
+    halt,
+    hooks,
+    origin,
+    settle,
+    template,
+    vm,
+    vm_processes,
+)
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import (
     Cancelled,
     ClaudeSandboxError,
     GuestConnectionError,
+    LimaError,
     SandboxExistsError,
     SandboxNotFoundError,
-    StartError,
 )
 from _claude_sandbox.files import lock
 from _claude_sandbox.journal import Journal, project_lock_path
-from _claude_sandbox.lima import BROKEN, RUNNING, STOPPED, UNREADABLE, Instance
+from _claude_sandbox.lima import RUNNING, STOPPED, UNREADABLE, Instance
 from _claude_sandbox.manifest import parse_object
 
 if TYPE_CHECKING:
@@ -143,21 +158,26 @@ def _find_whole(ctx: Context, config: Config) -> Instance | None:
 
 def _after_move(ctx: Context, project: Path) -> Instance | None:
     """A sandbox whose directory became this project by a move, if the user says so."""
-    instance = find.moved(ctx, project)
-    if instance is None or instance.mark is None or instance.mark.project is None:
+    found = find.moved(ctx, project)
+    if found is None or found[0].mark is None or found[0].mark.project is None:
         return None
-    old = instance.mark.project
-    question = f"This directory seems to be {old}, moved. Go on with its sandbox {instance.name}?"
-    answer = ctx.confirm(question)
+    instance, sure = found
+    old = found[0].mark.project
+    seems = f"This directory {'is' if sure else 'may be'} {old}, moved"
+    if sure:
+        answer = ctx.confirm(f"{seems}. Go on with its sandbox {instance.name}?")
+    else:  # it has the inode, and --yes has not looked
+        answer = ctx.ask(f"{seems}, or a new one. Go on with {instance.name}, which was made for {old}?")
     if answer is None:
         raise SandboxExistsError(
-            f"This directory seems to be {old}, moved; its sandbox is {instance.name}.",
-            resolution=f"Answer on a terminal, or delete that sandbox: claude-sandbox prune {instance.name}",
+            f"{seems}; its sandbox is {instance.name}.",
+            resolution="Answer on a terminal, or delete that sandbox (no other): "
+            f"{ctx.lima.command('delete', '--force', instance.name)}",
         )
     if not answer:
         return None
     _working_or_cancel(ctx, instance)
-    boot.stop(ctx, instance)
+    halt.stop(ctx, instance)
     document = change.follow_move(boot.read_document(instance), instance.name, old, project, ctx)
     boot.write_document(ctx, instance.dir, document)
     return ctx.lima.get(instance.name)
@@ -182,7 +202,7 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
     )
     if instance.status == RUNNING and not asked and boot.seen_ready(instance):
         return instance
-    instance = _settle(ctx, instance)
+    instance = settle.settle(ctx, instance)
     document = boot.read_document(instance)
     wanted = change.wanted(ctx, config, document)
     linked = config.full_clone and freeze.is_linked(instance.dir)
@@ -195,6 +215,8 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
         )
         boot.wait_ready(ctx, instance)
         return instance
+    boot.check_shares(wanted.document)
+    boot.check_ports(template.ports_of(wanted.document))
     if wanted.words:
         ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
         boot.write_document(ctx, instance.dir, wanted.document)
@@ -202,11 +224,25 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
         freeze.make_full(ctx, instance.dir)
     shares = template.shares_of(wanted.document)
     early = first_boot.Early(ctx, shares, _prepare(config))
-    started = boot.start(ctx, instance.name, wanted.document, answers=early.begin)
+    with _changed_back_if_it_fails(ctx, instance, document, wanted):
+        started = boot.start(ctx, instance.name, wanted.document, answers=early.begin)
     first_boot.check_mounts(ctx, started, shares, early)
     if packages:
         change.install(ctx, started, packages)
     return started
+
+
+@contextlib.contextmanager
+def _changed_back_if_it_fails(
+    ctx: Context, instance: Instance, document: template.Document, wanted: change.Change
+) -> Iterator[None]:
+    """A change with which the VM does not start (more memory than there is) stands in no later start's way."""
+    try:
+        yield
+    except ClaudeSandboxError:
+        if wanted.words and not ctx.dry:
+            boot.write_document(ctx, instance.dir, change.undone(wanted.document, document, instance.dir))
+        raise
 
 
 def _prepare(config: Config) -> Callable[[Context, Instance], None]:
@@ -217,57 +253,6 @@ def _prepare(config: Config) -> Callable[[Context, Instance], None]:
         prepare.bring_up_to_date(ctx, config, instance, quick=True)
 
     return bring
-
-
-def _settle(ctx: Context, instance: Instance) -> Instance:
-    """Bring a VM that is neither Running nor Stopped to one of them. Raises StartError."""
-    if instance.status in (RUNNING, STOPPED):
-        return instance
-    if instance.status == UNREADABLE:
-        boot.read_document(instance)
-        boot.check_shares(boot.read_document(instance))
-        raise StartError(
-            f"Lima cannot read the configuration of {instance.name}: {instance.dir / 'lima.yaml'}",
-            details="; ".join(_lima_words(ctx, instance.name)),
-            resolution="Mend that file, or delete the sandbox and create it anew.",
-        )
-    if ctx.dry:
-        return instance
-    if boot.clear_stale_pids(instance):
-        ctx.progress.note(f"{instance.name} was left by a host that went down; starting it afresh.")
-    current = ctx.lima.get(instance.name) or instance
-    if current.status == BROKEN:
-        # Broken is also what a VM is for a moment while it starts or stops (facts/lima.md §0).
-        current = _wait_while_broken(ctx, current)
-    if current.status == BROKEN:
-        with ctx.progress.stage(f"Repairing {instance.name}, which is Broken"):
-            ctx.lima.stop(instance.name, force=True)
-        current = ctx.lima.get(instance.name) or current
-    if current.status not in (RUNNING, STOPPED):
-        raise StartError(
-            f"{instance.name} is {current.status} and cannot be stopped.",
-            resolution=f"`claude-sandbox stop -f` tries harder; its files are in {instance.dir}",
-        )
-    return current
-
-
-def _wait_while_broken(ctx: Context, instance: Instance, seconds: float = 6) -> Instance:
-    import time
-
-    deadline = time.monotonic() + seconds
-    current = instance
-    while current.status == BROKEN and time.monotonic() < deadline:
-        time.sleep(1)
-        current = ctx.lima.get(instance.name) or current
-    return current
-
-
-def _lima_words(ctx: Context, name: str) -> list[str]:
-    """What limactl says of an instance that it cannot read."""
-    result = ctx.runner.run(ctx.lima.command("list", name), timeout=30, changes=False)
-    from _claude_sandbox.lima import reword
-
-    return [reword(result.error_text)] if result.error_text else []
 
 
 # -- stop, delete --------------------------------------------------------------------------------
@@ -294,7 +279,7 @@ def stop(ctx: Context, project: Path, *, force: bool = False) -> Sandbox:
             return Sandbox("", MISSING, project, True)
         if not force:
             _working_or_cancel(ctx, instance)
-        boot.stop(ctx, instance, force=force)
+        halt.stop(ctx, instance, force=force)
         return Sandbox.of(ctx.lima.get(instance.name) or instance)
 
 
@@ -304,33 +289,71 @@ def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
         instance = _existing(ctx, config.project)
         if instance is None:
             raise _not_found(config.project)
+        _check_before_stop(ctx, config, instance)
         if not force:
             _working_or_cancel(ctx, instance)
-        boot.stop(ctx, instance, force=force)
+        halt.stop(ctx, instance, force=force)
         stopped = ctx.lima.get(instance.name) or instance
         return Sandbox.of(_bring_up(ctx, config, stopped))
 
 
-def stop_all(ctx: Context, *, force: bool = False) -> list[Sandbox]:
-    """Stop every running sandbox of ours; returns those that were stopped."""
-    stopped = []
+def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None:
+    """What would keep the VM from starting again is found while it still runs (spec 1.11)."""
+    document = boot.read_document(instance)
+    wanted = change.wanted(ctx, config, document).document
+    boot.check_shares(wanted)
+    # On the ports that it forwards now it listens itself.
+    own = {port.host for port in template.ports_of(document)} if instance.status != STOPPED else set()
+    boot.check_ports(tuple(port for port in template.ports_of(wanted) if port.host not in own))
+    if not ctx.dry and instance.status != UNREADABLE:
+        boot.check_effective(ctx, instance.name, document)
+        golden.check(ctx.lima.home, instance.dir)
+
+
+@dataclass
+class Outcome:
+    """What was done of a list of sandboxes, and what failed: one failure does not keep the rest from it."""
+
+    done: list[Sandbox] = field(default_factory=list)
+    failed: list[ClaudeSandboxError] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Around the work on one of them."""
+        try:
+            yield
+        except ClaudeSandboxError as error:
+            self.failed.append(error)
+
+
+def stop_all(ctx: Context, *, force: bool = False) -> Outcome:
+    """Stop every running sandbox of ours. Raises LimaError when Lima does not say which there are."""
+    outcome = Outcome()
     for instance in find.ours(ctx):
-        if instance.status != STOPPED or force:
-            assert instance.mark is not None and instance.mark.project is not None
-            with project_lock(ctx, instance.mark.project):
-                current = ctx.lima.get(instance.name)
-                if current is None or (current.status == STOPPED and not force):
-                    continue
-                if not force:
-                    _working_or_cancel(ctx, current)
-                boot.stop(ctx, current, force=force)
-                stopped.append(Sandbox.of(ctx.lima.get(instance.name) or current))
-    return stopped
+        assert instance.mark is not None and instance.mark.project is not None
+        with outcome.going_on(), project_lock(ctx, instance.mark.project):
+            stopped = _stop_one(ctx, instance.name, force=force)
+            outcome.done += [stopped] if stopped else []
+    return outcome
+
+
+def _stop_one(ctx: Context, name: str, *, force: bool) -> Sandbox | None:
+    """None when it was stopped already. The project's lock is held."""
+    current = ctx.lima.get(name)
+    if current is None:
+        return None
+    if current.status == STOPPED and not force and not vm_processes.running(current.dir):
+        return None
+    if not force:
+        _working_or_cancel(ctx, current)
+    halt.stop(ctx, current, force=force)
+    return Sandbox.of(ctx.lima.get(name) or current)
 
 
 def delete(ctx: Context, project: Path) -> Sandbox:
     """Stop and delete the project's VM, with the conversations in it; never a file of the project."""
     with project_lock(ctx, project):
+        halt.finish(ctx)
         instance = find.find(ctx, project)
         if instance is None:
             return Sandbox("", MISSING, project, project.is_dir())
@@ -339,21 +362,43 @@ def delete(ctx: Context, project: Path) -> Sandbox:
 
 
 def _delete(ctx: Context, instance: Instance) -> None:
-    """The caller holds the project's lock. A kill half-way is finished by the next run (journal)."""
+    """The caller holds the project's lock. A kill half-way is finished by the next run (journal).
+
+    Raises RefusedError (protected), LimaError in limactl's words: then the sandbox is still there.
+    """
     mark = instance.mark
     if mark is None or mark.kind != vm.SANDBOX or mark.project is None:
         raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
+    halt.check_unprotected(ctx, instance.name)
     with contextlib.suppress(ClaudeSandboxError):
         ctx.guest(instance).disconnect()
-    if not ctx.dry:
-        hooks.unregister(instance)
-        boot.clear_stale_pids(instance)
-        Journal(ctx.lima.home, instance.name).begin(mark.project)
     with ctx.progress.stage(f"Deleting {instance.name}"):
         if ctx.dry:
             ctx.lima.delete(instance.name, force=True)
-        else:
-            create.remove_half_made(ctx, instance.name)
+            return
+        if vm_processes.running(instance.dir):
+            halt.force_stop(ctx, instance.name)
+        _remove(ctx, instance, mark.project)
+    hooks.unregister(instance)
+
+
+def _remove(ctx: Context, instance: Instance, project: Path) -> None:
+    """A stopped VM goes. When Lima refuses, and left it whole, it is a good sandbox as before."""
+    journal = Journal(ctx.lima.home, instance.name)
+    try:
+        journal.begin(project)
+    except OSError as error:
+        if error.errno not in halt.FULL:
+            raise
+        halt.put_aside(ctx, instance.name)  # nothing can be written: whoever deletes wants to change that
+        journal.end()
+        return
+    try:
+        create.remove_half_made(ctx, instance.name)
+    except LimaError:
+        if all((instance.dir / name).exists() for name in ("lima.yaml", disk_users.DISK)):
+            journal.end()
+        raise
 
 
 def prunable(ctx: Context, prefix: str = "", *, orphans: bool = False) -> list[Sandbox]:
@@ -362,24 +407,25 @@ def prunable(ctx: Context, prefix: str = "", *, orphans: bool = False) -> list[S
     return [s for s in found if not (orphans and s.project_exists)]
 
 
-def prune(ctx: Context, sandboxes: list[Sandbox]) -> list[Sandbox]:
+def prune(ctx: Context, sandboxes: list[Sandbox]) -> Outcome:
     """Delete these, each looked at again under its lock: only what still carries our mark goes."""
-    deleted = []
+    outcome = Outcome()
+    halt.finish(ctx)
     for sandbox in sandboxes:
         if sandbox.project is None:
             continue
-        with project_lock(ctx, sandbox.project):
+        with outcome.going_on(), project_lock(ctx, sandbox.project):
             instance = ctx.lima.get(sandbox.name)
             if instance and instance.mark and instance.mark.project == sandbox.project:
                 _delete(ctx, instance)
-                deleted.append(sandbox)
-    return deleted
+                outcome.done.append(sandbox)
+    return outcome
 
 
 def stop_base(ctx: Context, base: Instance) -> None:
     """Stop a base VM before it is replaced; asks when Claude works in it. Raises Cancelled."""
     _working_or_cancel(ctx, base)
-    boot.stop(ctx, base)
+    halt.stop(ctx, base)
 
 
 # -- questions -----------------------------------------------------------------------------------

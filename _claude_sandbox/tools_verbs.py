@@ -81,7 +81,9 @@ def rebuild(call: Call) -> int:
         if not call.chosen.json:
             call.tell("\n".join(plan))
         return call.show({"name": name, "plan": plan}, "")
-    base = call.ready.lima.get(name)
+    from _claude_sandbox import tools_vm
+
+    base = tools_vm.check_ours(call.ready.lima, name)
     if base is not None and base.status == "Running":
         sandbox.stop_base(call.ctx, base)
     report = _build(call, name, only, True if call.chosen.from_packages else None)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from _claude_sandbox import (
     boot,
     freeze,
     golden,
+    halt,
     image,
     image_recipe,
     paths,
@@ -35,6 +35,7 @@ from _claude_sandbox import (
     tools_document,
     tools_try,
     vm,
+    vm_processes,
 )
 from _claude_sandbox.context import Context
 from _claude_sandbox.create import uninterrupted
@@ -51,7 +52,7 @@ from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.guest import Guest
 from _claude_sandbox.image_recipe import GIB
 from _claude_sandbox.journal import base_lock, build_lock
-from _claude_sandbox.lima import STOPPED, UNREADABLE, Instance, Lima
+from _claude_sandbox.lima import RUNNING, STOPPED, UNREADABLE, Instance, Lima
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.qcow2 import DiskError
 from _claude_sandbox.text import for_log
@@ -156,19 +157,27 @@ def rebuild(
     return BuildReport(name, checks, logfile, time.monotonic() - began, packages)
 
 
-def check_old(lima: Lima, name: str) -> None:
-    """Raise SandboxExistsError for what is there and is not ours, CreateError for a VM that runs."""
+def check_ours(lima: Lima, name: str) -> Instance | None:
+    """The tools VM of that name, None without one. Raises SandboxExistsError for what is there and is not ours."""
     old = lima.get(name)
     if old is None and not os.path.lexists(lima.home / name):
-        return
+        return None
     if old is None or old.mark is None or old.mark.kind != vm.TOOLS:
         raise SandboxExistsError(
             f"A VM called {name} is there, and claude-sandbox did not build it.",
             resolution="Give another name: `claude-sandbox rebuild-tools-vm NAME`, or remove that VM yourself.",
         )
-    if old.status not in (STOPPED, UNREADABLE):
+    return old
+
+
+def check_old(lima: Lima, name: str) -> None:
+    """Raise SandboxExistsError for what is there and is not ours, CreateError for a VM that runs."""
+    old = check_ours(lima, name)
+    if old is None:
+        return
+    if old.status not in (STOPPED, UNREADABLE) or vm_processes.running(old.dir):
         raise CreateError(
-            f"{name} is {old.status}; it can only be replaced when it is stopped.",
+            f"{name} is {old.status if old.status != STOPPED else RUNNING}; it can only be replaced when it is stopped.",
             resolution=f"Stop it (`limactl stop {name}`), then try again.",
         )
 
@@ -212,7 +221,7 @@ def _make(build: _Build) -> tuple[ToolCheck, ...]:
     except BaseException as error:
         with uninterrupted():
             _keep_console(build)
-            _drop(build.ctx, build.temporary)
+            _drop_after_failure(build)
         if isinstance(error, CreateError | HostSetupError | SandboxExistsError | UsageError):
             raise
         if isinstance(error, ClaudeSandboxError | OSError):
@@ -226,6 +235,14 @@ def _make(build: _Build) -> tuple[ToolCheck, ...]:
     with uninterrupted():
         _drop_with_disks(build)
     return checks
+
+
+def _drop_after_failure(build: _Build) -> None:
+    """The failure itself is the error; what cannot be removed is left to the next rebuild."""
+    try:
+        _drop(build.ctx, build.temporary)
+    except ClaudeSandboxError as error:
+        build.ctx.progress.warn(f"{build.temporary} was not removed; the next rebuild tries again. {error}")
 
 
 def _drop_with_disks(build: _Build) -> None:
@@ -268,8 +285,7 @@ def _build_and_try(build: _Build) -> tuple[ToolCheck, ...]:
     finally:
         with contextlib.suppress(GuestConnectionError):
             guest.disconnect()
-    with ctx.progress.stage(f"Stopping {build.temporary}"):
-        ctx.lima.stop(build.temporary)
+    halt.stop(ctx, instance)
     return checks
 
 
@@ -387,18 +403,13 @@ def _remove_leftover(ctx: Context, name: str, temporary: str) -> None:
 
 
 def _drop(ctx: Context, name: str) -> None:
-    """Stop and delete an instance that is ours to delete; nothing is there afterwards."""
+    """Stop and delete an instance that is ours to delete; nothing is there afterwards.
+
+    Raises what `halt.remove` raises: then it is there, and the next rebuild tries again.
+    """
     directory = ctx.lima.home / name
     if not directory.exists():
         return
-    boot.clear_stale_pids(Instance(name, STOPPED, directory))
-    if any(directory.glob("*.pid")):
-        boot.force_stop(ctx, name)
-    if (directory / "lima.yaml").exists():
-        for step in (ctx.lima.unprotect, ctx.lima.delete):
-            with contextlib.suppress(ClaudeSandboxError):
-                step(name)
-    # limactl refuses a directory without lima.yaml, and leaves files that it does not know.
-    shutil.rmtree(directory, ignore_errors=True)
-    if directory.exists():
-        raise CreateError(f"{directory} could not be removed.", resolution="Remove it by hand.")
+    if (directory / "protected").exists():  # by us, as every tools VM
+        ctx.lima.unprotect(name)
+    halt.remove(ctx, name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from _claude_sandbox import golden, lima_homes, paths, render, runtime, sandbox, servers, vm
+from _claude_sandbox import golden, halt, lima_homes, paths, render, runtime, sandbox, servers, vm
 from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.values import format_size
@@ -34,12 +34,7 @@ def uninstall(call: Call) -> int:
         raise Cancelled("Nothing was removed.", resolution="Without a terminal, say -y.")
     if not answer:
         raise Cancelled("Nothing was removed.")
-    if boxes:
-        sandbox.prune(call.ctx, boxes)
-    servers.stop_all()
-    for base in bases:
-        call.ctx.lima.unprotect(base.name)
-        call.ctx.lima.delete(base.name)
+    _remove_machines(call, boxes, bases)
     kept = _free_disks(call)
     for directory in directories:
         _remove(directory, kept)
@@ -68,6 +63,23 @@ def _shown(
         count = f"{len(disks)} golden disk" + ("" if len(disks) == 1 else "s")
         lines.append(f"    ({count} in it, {size}; one on which another VM stands stays)")
     return "\n".join([*lines, f"This stays: {stays} (your settings and login), and every project."])
+
+
+def _remove_machines(call: Call, boxes: Sequence[sandbox.Sandbox], bases: Sequence[Instance]) -> None:
+    """VMs and servers. What fails does not keep the rest; then our directories, which it needs, stay."""
+    outcome = sandbox.prune(call.ctx, list(boxes)) if boxes else sandbox.Outcome()
+    with outcome.going_on():
+        servers.stop_all()
+    for base in bases:
+        with outcome.going_on():
+            call.ctx.lima.unprotect(base.name)  # we protected it ourselves
+            halt.remove(call.ctx, base.name)
+    if outcome.failed:
+        raise ClaudeSandboxError(
+            "Not everything was removed; our directories stay, for what is left needs them.",
+            details="\n".join(map(str, outcome.failed)),
+            resolution="Then run `claude-sandbox uninstall` again.",
+        )
 
 
 def _disks() -> list[golden.Golden]:

@@ -23,7 +23,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("paths", "run", "progress", "hookevent", "processes"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
-     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory", "lima_homes", "origin"),
+     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory", "lima_homes", "origin", "vm_processes"),
     # 3 configuration, limactl, what a user and a place are
     ("disk_users",),
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
@@ -32,11 +32,11 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
     ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
      "panes"),
-    ("timings", "settings_sync", "reply", "bring", "notifiers", "audio"),
+    ("timings", "halt", "settings_sync", "reply", "bring", "notifiers", "audio"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
     ("first_boot", "prepare", "tools_document", "attending", "notify"),
     # 4 where steps are ordered
-    ("create", "session", "hookboxes", "audiosign"),
+    ("create", "settle", "session", "hookboxes", "audiosign"),
     ("change", "launch", "tools_vm", "hookserver", "audioserver"),
     ("servers", "sandbox"),
     # 5 what a user sees

@@ -337,14 +337,134 @@ def test_tables_need_no_limactl(made: Box, words: str) -> None:
     assert ended.code == 0 and f"{APP}" in ended.out and "Running" in ended.out
 
 
-@pytest.mark.parametrize("how", [{"fail": "it went wrong"}, {"garbage": True}])
-def test_limactl_delete_fails(made: Box, how: dict[str, object]) -> None:
-    """Lima's own delete is not needed: stopped, the directory can go."""
-    made.fault("delete", **how)
-    assert made.run("delete").code in (0, 1)
+@pytest.mark.parametrize("words", [("delete",), ("prune",)])
+def test_limactl_delete_fails(made: Box, words: tuple[str, ...]) -> None:
+    """Its words; the stopped VM stays as it is, whole."""
+    (made.guest(APP) / "home" / "conversation").write_text("precious")
+    made.fault("delete", fail="remove disk: device or resource busy")
+    failed = made.run(*words)
+    good_error(failed)
+    assert (
+        "device or resource busy" in failed.err
+        and "Deleted" not in failed.out
+        and "is deleted" not in failed.out
+    )
     made.mend()
+    assert made.vms() == {APP: "Stopped", "tools-vm": "Stopped"} and alive(made) == []
+    assert made.run("start").code == 0  # the same one: a refused delete is no half-done one
+    assert (made.guest(APP) / "home" / "conversation").read_text() == "precious"
     assert made.run("delete").code == 0
     assert made.vms() == {"tools-vm": "Stopped"} and alive(made) == []
+
+
+def test_limactl_delete_says_done_and_left_the_directory(made: Box) -> None:
+    made.fault("delete", garbage=True)
+    assert made.run("delete").code == 0
+    assert not (made.lima_home / APP).exists() and alive(made) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("delete",), ("prune",), ("stop", "-f"), ("stop",), ("stop-all",), ("restart",)]
+)
+@pytest.mark.parametrize("how", [{"fail": "not permitted"}, {"leaves": True}])
+def test_a_vm_that_limactl_does_not_stop_is_never_called_stopped(
+    made: Box, words: tuple[str, ...], how: dict[str, object]
+) -> None:
+    running, files = alive(made), sorted(entry.name for entry in (made.lima_home / APP).iterdir())
+    assert len(running) == 2
+    made.fault("stop", **how)
+    made.fault("delete", **how)
+    failed = made.run(*words)
+    good_error(failed)
+    assert failed.code == 1 and not made.calls("limactl", "start"), failed.text
+    for words_of_success in (f"{APP} is stopped", f"{APP} is deleted", "1 sandbox."):
+        assert words_of_success not in failed.out
+    assert alive(made) == running and (made.lima_home / APP / "disk").exists()
+    if "fail" in how:
+        assert "not permitted" in failed.err
+        assert sorted(entry.name for entry in (made.lima_home / APP).iterdir()) == files
+    else:
+        assert all(str(pid) in failed.err for pid in running)
+    made.mend()
+    assert (again := made.run("stop", "-f")).code == 0, again.text  # its pid files were put back
+    assert alive(made) == [] and made.run("start").code == 0
+    whole(made)
+
+
+@pytest.fixture
+def clock(made: Box) -> Box:
+    """The host's clock was set forward by two minutes while the VM ran, as psutil shows it."""
+    shift = made.root / "clock"
+    shift.mkdir()
+    (shift / "sitecustomize.py").write_text(
+        "import psutil\nreal = psutil.Process.create_time\n"
+        "psutil.Process.create_time = lambda self: real(self) + 120\n"
+    )
+    made.env["PYTHONPATH"] = str(shift)
+    probe = made.root / "clock" / "probe.py"
+    probe.write_text(
+        "import os, psutil, time; print(psutil.Process(os.getpid()).create_time() - time.time())"
+    )
+    done = subprocess.run(
+        [sys.executable, str(probe)], env=made.env, capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) > 60
+    return made
+
+
+@pytest.mark.parametrize("words", [("stop",), ("stop", "-f"), ("delete",), ("prune",), ("stop-all", "-f")])
+def test_after_a_clock_step_done_means_done(clock: Box, words: tuple[str, ...]) -> None:
+    assert len(alive(clock)) == 2
+    assert (ended := clock.run(*words)).code == 0, ended.text
+    assert alive(clock) == []
+    assert clock.vms().get(APP, "Stopped") == "Stopped"
+
+
+@pytest.mark.parametrize("words", [("restart",), ("restart", "-f"), ("start",)])
+def test_after_a_clock_step_there_is_one_vm_on_the_disk(clock: Box, words: tuple[str, ...]) -> None:
+    assert (ended := clock.run(*words)).code == 0, ended.text
+    whole(clock)
+    assert len(alive(clock)) == 2
+
+
+def test_a_vm_whose_pid_files_are_lost_is_not_started_twice(made: Box) -> None:
+    """As a version before did it after a clock step."""
+    running = alive(made)
+    for file in [*(made.lima_home / APP).glob("*.pid"), *(made.lima_home / APP).glob("*.sock")]:
+        file.unlink()
+    failed = made.run("start")
+    good_error(failed)
+    assert "still runs" in failed.err and alive(made) == running
+    assert made.run("restart").code == 0
+    whole(made)
+    assert len(alive(made)) == 2 and not set(running) & set(alive(made))
+
+
+@pytest.mark.parametrize("words", [("delete", "-y"), ("prune", "-y"), ("prune", "-f"), ("uninstall", "-y")])
+def test_a_protected_sandbox_is_refused(made: Box, words: tuple[str, ...]) -> None:
+    other = made.project("b")
+    assert made.run("create", cwd=other).code == 0
+    made.limactl("protect", APP)
+    refused = made.run(*words)
+    good_error(refused)
+    assert f"{APP} is protected" in refused.err and f"unprotect {APP}" in refused.err
+    assert made.vms()[APP] == "Running" and (made.lima_home / APP / "protected").exists()
+    assert ("claude-sandbox-b" in made.vms()) == (words[0] == "delete")  # the others are still done
+    made.limactl("unprotect", APP)
+    assert made.run(*words).code == 0 and APP not in made.vms()
+
+
+@pytest.mark.parametrize("words", [("stop-all",), ("prune",)])
+def test_one_failure_does_not_keep_the_others(made: Box, words: tuple[str, ...]) -> None:
+    for name in ("b", "c"):
+        assert made.run("create", cwd=made.project(name)).code == 0
+    made.fault("stop", argv=APP, fail="it went wrong")
+    failed = made.run(*words)
+    good_error(failed)
+    assert "it went wrong" in failed.err and "2 sandboxes" in failed.out
+    others = {"stop-all": "Stopped", "prune": None}[words[0]]
+    vms = made.vms()
+    assert [vms.get(f"claude-sandbox-{name}") for name in "bc"] == [others, others] and vms[APP] == "Running"
 
 
 @pytest.mark.parametrize("verb", ["list", "clone", "start", "stop"])

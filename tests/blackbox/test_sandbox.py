@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -240,6 +242,38 @@ def test_a_moved_project_is_recognised_and_asked_about(made: Box) -> None:
     assert ended.code == 0, ended.text
     assert mark(made, APP).project == new and locations(made, APP)[0] == str(new)
     assert sorted(made.vms()) == [APP, "tools-vm"]
+
+
+def test_a_new_directory_with_a_used_inode_is_not_the_old_project(made: Box) -> None:
+    """ext4 reuses inodes at once; the mark is made to name the new directory's, with the old one's birth."""
+    old, new = mark(made, APP), made.root / "p" / "new"
+    made.project().rmdir()
+    time.sleep(0.02)
+    new.mkdir()
+    file = made.lima_home / APP / "lima.yaml"
+    for born in (old.born, 0):  # 0: of a version before this one
+        reused = dataclasses.replace(mark(made, APP), inode=new.stat().st_ino, born=born)
+        file.write_text(file.read_text().replace(mark(made, APP).encode(), reused.encode()))
+        assert (ended := made.run("create", cwd=new)).code == 0, ended.text
+        assert "moved" not in ended.text and locations(made, "claude-sandbox-new")[0] == str(new)
+        assert made.run("delete", cwd=new).code == 0
+        assert APP in made.vms()
+
+
+def test_a_directory_that_may_be_moved_is_asked_about_whatever_yes_says(made: Box) -> None:
+    """Of an older version's mark, only the inode is known. The remedy reaches that sandbox and no other."""
+    assert made.run("create", cwd=made.project("app2")).code == 0
+    file = made.lima_home / APP / "lima.yaml"
+    older = dataclasses.replace(mark(made, APP), born=0)
+    file.write_text(file.read_text().replace(mark(made, APP).encode(), older.encode()))
+    new = made.root / "p" / "renamed"
+    made.project().rename(new)
+    ended = made.run("start", "-y", cwd=new)
+    assert ended.code == 1 and "may be" in ended.err and "prune" not in ended.err
+    remedy = ended.err[ended.err.index("limactl delete") :].split()
+    assert remedy == ["limactl", "delete", "--force", APP], remedy
+    assert made.tty("start", "-y", cwd=new, talk=[("or a new one", "y\n")]).code == 0
+    assert mark(made, APP).project == new
 
 
 def test_a_moved_project_may_get_a_new_sandbox(made: Box) -> None:

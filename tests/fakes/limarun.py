@@ -149,6 +149,9 @@ def stop(options: dict[str, str], arguments: list[str], fault: fakelib.Fault) ->
         instance = Instance(arguments[0]).inspect()
     except FileNotFoundError:
         fatal(f"open {HOME}/{arguments[0]}/lima.yaml: no such file or directory")
+    if fault.get("leaves"):
+        stop_files(instance.dir)
+        return 0
     if "force" in options:
         stop_forcibly(instance)
         return 0
@@ -214,7 +217,8 @@ def delete(options: dict[str, str], arguments: list[str], fault: fakelib.Fault) 
             )
         if "force" not in options and instance.status != "Stopped":
             fatal(f"{prefix}expected status `Stopped`, got `{instance.status}`")
-        stop_forcibly(instance)
+        if not fault.get("leaves"):
+            stop_forcibly(instance)
         fault.at("during")
         limamake.remove(instance.dir)
         logrus("info", f"Deleted `{name}` (`{instance.dir}`)")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from recording import CHILD, Recorder, failed, listed, put_instance, told
 
-from _claude_sandbox import boot, paths, template, vm
+from _claude_sandbox import boot, halt, paths, template, vm, vm_processes
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import RefusedError, StartError
 from _claude_sandbox.journal import Journal
@@ -346,24 +346,25 @@ def test_a_document_is_written_and_read_back(ctx: Context, project: Path, docume
 def test_stopping(
     ctx: Context, recorder: Recorder, status: str, force: bool, argv: tuple[str, ...] | None
 ) -> None:
-    boot.stop(ctx, Instance(NAME, status, put_instance(ctx, NAME)), force=force)
+    halt.stop(ctx, Instance(NAME, status, put_instance(ctx, NAME)), force=force)
     assert recorder.argvs() == ([("limactl", *argv)] if argv else [])
 
 
 def test_stopping_ends_our_own_connection_first(ctx: Context, recorder: Recorder) -> None:
     instance = Instance(NAME, "Running", put_instance(ctx, NAME))
     ctx.guest(instance).control_path.touch()
-    boot.stop(ctx, instance)
+    halt.stop(ctx, instance)
     assert [argv[0] for argv in recorder.argvs()] == ["ssh", "limactl"] and "exit" in recorder.argvs()[0]
 
 
 @pytest.fixture
 def qemu(home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that seems to be Lima's: a path in the instance directory is in its arguments."""
-    line = ["sh", "-c", "sleep 60; :", f"{home}/.lima/{NAME}/qemu.pid"]
+    """A process like Lima's: it names its pid file in the instance directory."""
+    line = ["sh", "-c", "sleep 60; :", "-pidfile", f"{home}/.lima/{NAME}/qemu.pid"]
     process = subprocess.Popen(line, start_new_session=True)
     yield process
-    os.killpg(process.pid, 9)
+    if process.poll() is None:
+        os.killpg(process.pid, 9)
     process.wait()
 
 
@@ -371,16 +372,23 @@ def test_pid_files_of_other_processes_are_removed_before_lima_kills_them(
     ctx: Context, qemu: subprocess.Popen[bytes]
 ) -> None:
     directory = put_instance(ctx, NAME)
-    instance = Instance(NAME, "Broken", directory)
     (directory / "ha.sock").touch()
     (directory / "ha.pid").write_text(f"{os.getpid()}\n")  # alive, but no process of Lima's
     (directory / "qemu.pid").write_text(f"{qemu.pid}\n")
-    assert boot.clear_stale_pids(instance)
+    assert vm_processes.make_pid_files_true(directory)
     assert not (directory / "ha.pid").exists()
     assert (directory / "qemu.pid").exists() and (directory / "ha.sock").exists()  # something of it runs
-    assert not boot.clear_stale_pids(instance)
-    os.utime(directory / "qemu.pid", (1, 1))  # written long before that process began: the host was rebooted
-    assert boot.clear_stale_pids(instance)
+    assert not vm_processes.make_pid_files_true(directory)
+    os.utime(
+        directory / "qemu.pid", (1, 1)
+    )  # the clock was put right after the start: still the VM's process
+    assert not vm_processes.make_pid_files_true(directory) and (directory / "qemu.pid").exists()
+    (directory / "qemu.pid").write_text(f"{os.getpid()}\n")
+    assert vm_processes.make_pid_files_true(directory)  # what runs gets its pid file again
+    assert (directory / "qemu.pid").read_text() == f"{qemu.pid}\n"
+    os.killpg(qemu.pid, 9)
+    qemu.wait()
+    assert vm_processes.make_pid_files_true(directory)
     assert not list(directory.glob("*.pid")) and not (directory / "ha.sock").exists()
     assert (directory / "lima.yaml").exists()
 
@@ -389,7 +397,7 @@ def test_pid_files_without_a_process_or_with_garbage(ctx: Context) -> None:
     directory = put_instance(ctx, NAME)
     (directory / "ha.pid").write_text(f"{2**22 + 1}\n")
     (directory / "x.pid").write_text("garbage")
-    assert boot.clear_stale_pids(Instance(NAME, "Broken", directory))
+    assert vm_processes.make_pid_files_true(directory)
     assert [p.name for p in directory.glob("*.pid")] == ["x.pid"]
 
 
@@ -402,7 +410,7 @@ def test_a_forced_stop_does_not_let_lima_kill_somebody_else(ctx: Context, record
         return failed("nothing to stop")
 
     recorder.on("limactl", "stop", then=there)
-    boot.force_stop(ctx, NAME)  # Lima's complaint is no error of ours
+    halt.force_stop(ctx, NAME)  # Lima's complaint is no error of ours
     assert recorder.verbs() == ["stop"]
 
 

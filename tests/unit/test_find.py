@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from recording import Recorder, listed, put_instance
 from _claude_sandbox import find, vm
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import HostSetupError, SandboxExistsError
+from _claude_sandbox.files import birth
 from _claude_sandbox.journal import Journal
 from _claude_sandbox.lima import Lima
 
@@ -86,11 +88,41 @@ def test_a_moved_project_is_recognised_only_when_the_old_place_is_gone(
     new = home / "new"
     old.rename(new)
     found = find.moved(ctx, new)
-    assert found is not None and found.name == "claude-sandbox-old"
+    assert found is not None and found[0].name == "claude-sandbox-old" and found[1]
     assert find.find(ctx, new) is None  # asked, never assumed
     old.mkdir()
     assert find.moved(ctx, new) is None
     assert find.moved(ctx, home) is None
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_new_directory_with_the_inode_of_a_removed_one_is_not_moved(
+    ctx: Context, home: Path, recorder: Recorder, schema: int
+) -> None:
+    """ext4 gives a new directory the inode that was freed last; here the mark is made to say so."""
+    old = project(home, "old")
+    mark = vm.mark_for("claude-sandbox-old", old)
+    put_instance(ctx, "claude-sandbox-old")
+    old.rmdir()
+    time.sleep(0.02)  # a coarse clock stamps a birth
+    new = project(home, "new")
+    reused = replace(mark, inode=new.stat().st_ino, born=mark.born if schema == 2 else 0)
+    recorder.on("limactl", "list", then=listed(row(ctx, reused)))
+    assert birth(new) > mark.born > 0
+    assert find.moved(ctx, new) is None
+
+
+def test_where_no_birth_is_known_it_is_not_sure(
+    ctx: Context, home: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = project(home, "old")
+    mark = replace(vm.mark_for("claude-sandbox-old", old), born=0)  # an older version's
+    put_instance(ctx, "claude-sandbox-old")
+    recorder.on("limactl", "list", then=listed(row(ctx, mark)))
+    new = home / "new"
+    old.rename(new)
+    found = find.moved(ctx, new)
+    assert found is not None and found[0].name == "claude-sandbox-old" and not found[1]
 
 
 def test_a_name_under_construction_is_not_free(ctx: Context, home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -73,9 +74,14 @@ def test_the_home_is_counted_in_bytes() -> None:
     assert vm.longest_name(Path("/é" * 20), False) == vm.longest_name(Path("/ab" * 20), False)
 
 
-@given(directories, st.integers(0, 2**64), st.integers(0, 2**64), st.sampled_from([vm.SANDBOX, vm.TOOLS]))
-def test_a_mark_survives_the_way_through_a_file(path: Path, device: int, inode: int, kind: str) -> None:
-    mark = vm.Mark(kind, "claude-sandbox-x", path, device, inode)
+@given(
+    directories, st.integers(0, 2**64), st.integers(0, 2**64), st.integers(0, 2**64),
+    st.sampled_from([vm.SANDBOX, vm.TOOLS]),
+)  # fmt: skip
+def test_a_mark_survives_the_way_through_a_file(
+    path: Path, device: int, inode: int, born: int, kind: str
+) -> None:
+    mark = vm.Mark(kind, "claude-sandbox-x", path, device, inode, born)
     text = mark.encode()
     assert text.isascii() and text.isprintable() and " " not in text  # Lima refuses other param values
     assert vm.Mark.decode(text) == mark
@@ -89,6 +95,8 @@ def test_a_mark_without_a_project() -> None:
 def test_what_the_documented_mark_means() -> None:
     mark = vm.Mark.decode("1;sandbox;claude-sandbox-app;L2hvbWUvbWUvYXBw;2049;131")
     assert mark == vm.Mark("sandbox", "claude-sandbox-app", Path("/home/me/app"), 2049, 131)
+    text = "2;sandbox;claude-sandbox-app;L2hvbWUvbWUvYXBw;2049;131;1764000000123456789"
+    assert vm.Mark.decode(text) == dataclasses.replace(mark, born=1764000000123456789)
 
 
 @given(st.text(max_size=60))
@@ -107,13 +115,17 @@ def test_marks_of_another_schema_or_broken_ones_are_none() -> None:
         "1;sandbox;a;L2E=;x;2",
         "1;sandbox;a;L2E=;1",
         good + ";3",
+        "2;sandbox;a;L2E=;1;2;x",
+        "2;sandbox;a;L2E=;1;2;3;4",
+        "3;sandbox;a;L2E=;1;2;3",
         "",
     ):
         assert vm.Mark.decode(text) is None, text
 
 
 def test_the_schema_of_any_version_of_ours_can_be_told() -> None:
-    assert vm.mark_schema(vm.Mark(vm.TOOLS, "x").encode()) == vm.SCHEMA
+    assert vm.mark_schema(vm.Mark(vm.TOOLS, "x").encode()) == 1
+    assert vm.mark_schema(vm.Mark(vm.SANDBOX, "x", Path("/p"), 1, 2, 3).encode()) == vm.SCHEMA
     assert vm.mark_schema("23;anything;else") == 23
     for text in ("", "sandbox;1", ";1", "1", "-1;x", "99999999999;x"):
         assert vm.mark_schema(text) is None
@@ -126,7 +138,9 @@ def test_a_moved_directory_is_recognised(tmp_path: Path) -> None:
     assert mark.project == old and mark.kind == vm.SANDBOX
     old.rename(new)
     old.mkdir()
-    assert mark.same_directory(new)
+    assert mark.born and mark.same_directory(new) is True
+    assert dataclasses.replace(mark, born=mark.born - 1).same_directory(new) is False  # the inode, used again
+    assert dataclasses.replace(mark, born=0).same_directory(new) is None  # an older mark
     assert not mark.same_directory(old)  # another directory in the old place
     assert not mark.same_directory(tmp_path / "gone")
 
