@@ -79,6 +79,12 @@ def runtime_dir() -> Path:
     return private_dir(Path(runtime.path()))
 
 
+def runtime_places() -> list[Path]:
+    """Every place where the runtime directory may be for this user, made or not: what a sandbox may write
+    must neither lie in one of them nor contain one."""
+    return [Path(runtime.path())]
+
+
 def private_dir(path: Path) -> Path:
     """Make `path` with mode 0700, or check that it is ours and no symlink."""
     try:

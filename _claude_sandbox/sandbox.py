@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox import boot, change, create, find, first_boot, freeze, hooks, template, vm
+from _claude_sandbox import shares as sharing
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import (
@@ -216,7 +217,7 @@ def _settle(ctx: Context, instance: Instance) -> Instance:
         return instance
     if instance.status == UNREADABLE:
         boot.read_document(instance)
-        boot.check_shares(boot.read_document(instance))
+        sharing.check_shares(boot.read_document(instance))
         raise StartError(
             f"Lima cannot read the configuration of {instance.name}: {instance.dir / 'lima.yaml'}",
             details="; ".join(_lima_words(ctx, instance.name)),

@@ -12,13 +12,16 @@ from _claude_sandbox.lima import RUNNING
 
 if TYPE_CHECKING:
     from _claude_sandbox.commands import Call
+    from _claude_sandbox.config import Config
     from _claude_sandbox.guest import Guest
 
 
 def settings(call: Call) -> int:
     """`diff`: what differs between the settings directory and the sandbox. `pull`: take it over."""
-    guest = _guest(call)
-    where = call.config.settings
+    # What is pulled goes where the project's file says; to look, that file need not be in order.
+    chosen = call.config_at_hand(ask=True) if call.chosen.action == "diff" else call.config
+    guest = _guest(call, chosen)
+    where = chosen.settings
     found = settings_diff.diff(guest, where, call.progress.warn)
     wanted = [d for d in found if not call.chosen.paths or d.path in call.chosen.paths]
     unknown = set(call.chosen.paths) - {d.path for d in found}
@@ -30,11 +33,11 @@ def settings(call: Call) -> int:
     return _pull(call, guest, [d for d in wanted if d.side != "host"])
 
 
-def _guest(call: Call) -> Guest:
+def _guest(call: Call, chosen: Config) -> Guest:
     """The project's running sandbox, started if need be; never made for this."""
-    if find.find(call.ctx, call.config.project) is None:
-        raise SandboxNotFoundError(f"There is no sandbox for {call.config.project}.")
-    instance, _ = sandbox.ensure(call.ready, call.config)
+    if find.find(call.ctx, chosen.project) is None:
+        raise SandboxNotFoundError(f"There is no sandbox for {chosen.project}.")
+    instance, _ = sandbox.ensure(call.ready, chosen)
     assert instance.status == RUNNING
     guest = call.ctx.guest(instance)
     guest.connect()

@@ -17,20 +17,21 @@ PACKAGE = "_claude_sandbox"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
-    ("errors", "remote", "runtime"),
+    ("errors", "remote", "runtime", "lookup"),
     # 1 the host: where things live, processes, files
-    ("paths", "run", "files", "progress", "hookevent"),
+    ("paths", "run", "files", "progress", "hookevent", "templatekeys"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu",
      "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed"),
     # 3 configuration, limactl, what a user and a place are
+    ("approval",),
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
     ("registration", "eventlog", "voice"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
     ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
      "panes"),
-    ("timings", "settings_sync", "reply", "bring", "notifiers", "audio"),
+    ("timings", "settings_sync", "shares", "reply", "bring", "notifiers", "audio"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
     ("first_boot", "prepare", "tools_document", "attending", "notify"),
     # 4 where steps are ordered
