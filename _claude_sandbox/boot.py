@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import golden, halt, paths, places, ssh_wait, template, timings, vm_processes
+from _claude_sandbox import golden, halt, paths, shares, ssh_wait, template, timings, vm_processes
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError, StartError
 from _claude_sandbox.files import write_atomic
@@ -78,7 +77,7 @@ def start(
 
     Raises RefusedError (Lima would share more than `document` says), StartError.
     """
-    check_shares(document)
+    shared = shares.check_shares(document)
     check_ports(template.ports_of(document))
     if not ctx.dry:
         check_effective(ctx, name, document)
@@ -92,14 +91,16 @@ def start(
             # Given a name that is not there, Lima would make a VM from template:default, home mounted.
             if not ctx.dry and not (ctx.lima.home / name / "lima.yaml").exists():
                 raise StartError(f"{name} was deleted while it was to be started.")
+            watch = shares.Watch(ctx, name, shared, lambda: halt.force_stop(ctx, name))
             result = ctx.lima.start(
                 name,
                 timeout=timeout,
                 env={**ctx.start_env(), **(_own_master(ctx, coming) if answers else {})},
-                on_line=lambda line: _hear(line, say, coming, answers),
+                on_line=lambda line, watch=watch: _hear(line, say, coming, answers, watch),  # type: ignore[misc]
                 logfile=logfile,
                 on_start=journal.note_child if journal else None,
             )
+            watch.look()
             if result.ok:
                 break
             words = result.error_text
@@ -135,9 +136,14 @@ def _own_master(ctx: Context, coming: Instance) -> dict[str, str | None]:
 
 
 def _hear(
-    line: str, say: Callable[[str], None], coming: Instance, answers: Callable[[Instance], None] | None
+    line: str,
+    say: Callable[[str], None],
+    coming: Instance,
+    answers: Callable[[Instance], None] | None,
+    watch: shares.Watch,
 ) -> None:
     """One line of limactl's."""
+    watch.look()
     if answers is not None and _ANSWERS in line and "is satisfied" in line:
         answers(coming)
     for words, text in _STAGES.items():
@@ -192,9 +198,9 @@ def boot_id(instance: Instance) -> str | None:
 
 def stamp(instance: Instance, document: Mapping[str, Any]) -> None:
     """Remember that this boot was ready, where it has the project, and as whom: a warm attach asks nobody."""
-    boot, shares = boot_id(instance), template.shares_of(document)
+    boot, shared = boot_id(instance), template.shares_of(document)
     if boot:
-        point = str(shares[0].point) if shares else ""
+        point = str(shared[0].point) if shared else ""
         uid = template.uid_of(document)
         write_atomic(instance.dir / STAMP, os.fsencode(f"{boot}\n{point}\n{uid}"))
 
@@ -263,31 +269,6 @@ def _usable(ctx: Context, name: str) -> bool:
 
 
 # -- checks before a start -----------------------------------------------------------------------
-
-
-def check_shares(document: Mapping[str, Any]) -> None:
-    """Every shared directory still is a directory: Lima would make a missing one anew (facts/lima.md §5)."""
-    for share in template.shares_of(document):
-        try:
-            mode = share.location.stat().st_mode
-            real = share.location.resolve(strict=True)
-        except OSError as error:
-            raise StartError(
-                f"Directory not found: {share.location}",
-                details=f"{error.strerror}; the sandbox shares it at {share.point}.",
-                resolution="Bring it back, or delete the sandbox (`claude-sandbox prune --orphans`).",
-            ) from error
-        if not stat.S_ISDIR(mode):
-            raise StartError(
-                f"{share.location} is no directory any more.", resolution="Bring the directory back."
-            )
-        if real != share.location:
-            raise RefusedError(
-                f"{share.location} has become a symlink to {real}.",
-                details="A sandbox shares the directory for which it was made, and nothing else.",
-                resolution=f"Run claude-sandbox in {real}, or bring the directory back.",
-            )
-        places.check_carriable(share.location)
 
 
 def check_ports(ports: tuple[Port, ...]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from _claude_sandbox import create, disk_users, first_boot, places, qcow2, template, vm
+from _claude_sandbox import disk_users, first_boot, places, qcow2, shares, template, vm
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.errors import ClaudeSandboxError, SandboxExistsError, StartError, UsageError
@@ -49,16 +49,16 @@ def wanted(ctx: Context, config: Config, document: Document) -> Change:
         new["portForwards"] = template.forwards(config.ports)
         words.append(f"ports → {', '.join(map(str, config.ports))}")
     if config.given("mounts") or config.given("settings"):
-        shares = _shares(ctx, config, document)
-        if shares != template.shares_of(document):
-            new["mounts"] = template.mounts(shares)
-            words.append("mounts → " + ", ".join(str(s.location) for s in shares))
+        asked = _shares(ctx, config, document)
+        if asked != template.shares_of(document):
+            new["mounts"] = template.mounts(asked)
+            words.append("mounts → " + ", ".join(str(s.location) for s in asked))
     return Change(new, tuple(words), added)
 
 
 def _shares(ctx: Context, config: Config, document: Document) -> tuple[template.Share, ...]:
     """The shares that the flags ask for; a kind that no flag names stays as it is."""
-    asked = create.shares_for(ctx, config)
+    asked = shares.shares_for(ctx, config)
     have = template.shares_of(document)
     if not config.given("mounts"):
         asked = (asked[0], *have[1:-1], asked[-1])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox import (
+    approval,
     boot,
     context,
     find,
@@ -27,7 +28,14 @@ from _claude_sandbox import (
     voice,
 )
 from _claude_sandbox import config as configuration
-from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError, UsageError, together
+from _claude_sandbox.errors import (
+    Cancelled,
+    ClaudeSandboxError,
+    ConfigError,
+    HostSetupError,
+    UsageError,
+    together,
+)
 from _claude_sandbox.lima import Instance
 from _claude_sandbox.progress import Progress
 from _claude_sandbox.run import DryRunner, LocalRunner, Runner
@@ -69,21 +77,38 @@ class Call:
         """The options of the settings table, by key, as they were typed."""
         return {row.key: getattr(self.chosen, row.key, None) for row in configuration.SETTINGS if row.flags}
 
+    @property
+    def _flags(self) -> dict[str, Any]:
+        flags = {row.key: getattr(self.chosen, row.key, None) for row in configuration.SETTINGS if row.flags}
+        return {**flags, "dir": self.chosen.dir}
+
     @cached_property
     def config(self) -> configuration.Config:
-        flags = {**self.flags, "dir": self.chosen.dir}
         try:
-            loaded = configuration.load(flags)
-        except configuration.ApprovalNeeded as needed:
+            loaded = configuration.load(self._flags)
+        except approval.ApprovalNeeded as needed:
             if not self._approved_now(needed):
                 raise
-            loaded = configuration.load(flags)
+            loaded = configuration.load(self._flags)
         return loaded
 
-    def _approved_now(self, needed: configuration.ApprovalNeeded) -> bool:
+    def config_at_hand(self, *, ask: bool = False) -> configuration.Config:
+        """For verbs that need nothing of the project's file, which a guest can write: when it is broken or not
+        approved (`ask`: on a terminal the user may approve it now), all but that file, with a warning."""
+        try:
+            if ask:
+                return self.config
+        except ConfigError:
+            pass
+        loaded, trouble = configuration.load_leniently(self._flags)
+        if trouble is not None:
+            self.progress.warn(f"The project's file was left out: {trouble.brief}")
+        return loaded
+
+    def _approved_now(self, needed: approval.ApprovalNeeded) -> bool:
         """On a terminal the user is asked; `--yes` does not stand for having looked."""
         if terminal.ask(f"{needed.brief}\n{needed.details}\nAllow it?"):
-            configuration.approve(configuration.project_directory(self.chosen.dir), needed.digest)
+            approval.approve(configuration.project_directory(self.chosen.dir), needed.digest)
             return True
         return False
 
@@ -262,8 +287,7 @@ def _stop(call: Call) -> int:
 
 
 def _restart(call: Call) -> int:
-    config = call.config
-    done = sandbox.restart(call.ready, config, force=call.chosen.force)
+    done = sandbox.restart(call.ready, call.config_at_hand(ask=True), force=call.chosen.force)
     return call.show(done, f"{done.name} is running.")
 
 
@@ -350,7 +374,7 @@ def _update(call: Call) -> int:
 
 
 def _status(call: Call) -> int:
-    chosen = call.config
+    chosen = call.config_at_hand()
     from _claude_sandbox import create
 
     vms = sandbox.sandboxes(call.ctx)
@@ -400,13 +424,13 @@ def _help(call: Call) -> int:
 def _approve(call: Call) -> int:
     try:
         configuration.load({"dir": call.chosen.dir})
-    except configuration.ApprovalNeeded as needed:
+    except approval.ApprovalNeeded as needed:
         call.tell(needed.brief)
         value = {"project": _project(call), "wants": needed.wants, "approved": not call.chosen.dry_run}
         if not call.chosen.dry_run:
             if not call.confirm("Allow it?"):
                 raise Cancelled("Nothing was approved.", resolution="Without a terminal, say -y.") from None
-            configuration.approve(_project(call), needed.digest)
+            approval.approve(_project(call), needed.digest)
         return call.show(value, "Approved, until that file changes.")
     nothing = {"project": _project(call), "wants": [], "approved": True}
     if call.chosen.dry_run and not call.chosen.json:

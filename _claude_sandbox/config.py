@@ -6,7 +6,6 @@ numbered in `load`. `docs/configuration.md` is generated from the table.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox import paths, values
+from _claude_sandbox.approval import Wishes
 from _claude_sandbox.configfile import Entry, parse, read, text_of
 from _claude_sandbox.errors import ClaudeSandboxError, ConfigError, UsageError
-from _claude_sandbox.files import read_json, write_json
+from _claude_sandbox.lookup import Looked, look
 from _claude_sandbox.values import Mount, Port
 
 PROJECT_FILE = ".claude-sandbox.yaml"
@@ -52,15 +52,15 @@ def _plain(parse: Callable[[Any], Any]) -> Callable[[Any, Path], Any]:
     return lambda value, _base: parse(value)
 
 
-def _directory(value: Any, base: Path) -> Path:
-    if not isinstance(value, str) or not value:
+def _directory(value: Any, base: Path) -> Looked:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"{value!r} is no directory")
-    return (base / Path(value).expanduser()).resolve()
+    return values.look_up(value, base)
 
 
-def _template(value: Any, base: Path) -> str:
+def _template(value: Any, base: Path) -> str | Looked:
     text = values.parse_template(value)
-    return text if ":" in text else str(_directory(text, base))
+    return text if ":" in text else _directory(text, base)
 
 
 def _mounts(value: Any, base: Path) -> tuple[Mount, ...]:
@@ -145,22 +145,14 @@ class Config:
     voice: bool = False
     voice_command: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    # How `project`, `settings` and a `template` file were found, by key: where a guest could lead us astray.
+    looked: Mapping[str, Looked] = field(default_factory=dict, compare=False, repr=False)
+    # The template that a project's file names, as it was approved: never read from the project again.
+    template_text: str | None = field(default=None, compare=False, repr=False)
 
     def given(self, key: str) -> bool:
         """Whether somebody set `key`, rather than our default."""
         return key in self.sources
-
-
-class ApprovalNeeded(ConfigError):
-    """A project file asks for what only the user can allow. `approve(project, digest)` allows it."""
-
-    def __init__(self, file: Path, wants: list[str], digest: str) -> None:
-        super().__init__(
-            f"{file} asks for what needs your approval: {'; '.join(wants)}.",
-            details="Whoever can write the project, the sandbox included, can write that file.",
-            resolution="Look at it, then run `claude-sandbox approve` in the project.",
-        )
-        self.wants, self.digest = wants, digest
 
 
 def project_directory(text: str | None) -> Path:
@@ -178,45 +170,77 @@ def project_directory(text: str | None) -> Path:
     return path
 
 
-def load(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Config:
+def load(
+    flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, project_file: bool = True
+) -> Config:
     """Choose each setting's value. `flags` holds parsed options by key (only those given), and `dir`.
 
+    Without `project_file` as if the project had none.
     Raises UsageError (flag, environment), ConfigError (file) and ApprovalNeeded.
     """
     project = project_directory(flags.get("dir"))
-    user_file = read(paths.config_file())
+    in_user = read(paths.config_file())
+    file = project / PROJECT_FILE
     # Read once: a guest that writes the file meanwhile must not get approved what was not looked at.
-    project_text = text_of(project / PROJECT_FILE, hostile=True)
-    project_file = parse(project_text, project / PROJECT_FILE)
-    wants: list[str] = []
+    wishes = Wishes(file, text_of(file, hostile=True) if project_file else "")
+    in_project = parse(wishes.text, file)
     chosen: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    _reject_unknown(paths.config_file(), user_file)
-    _reject_unknown(project / PROJECT_FILE, project_file)
+    _reject_unknown(paths.config_file(), in_user)
+    _reject_unknown(file, in_project)
     for row in SETTINGS:
         if flags.get(row.key) is not None:  # 1. the command line
             raw, source, base = flags[row.key], next(f for f in row.flags if f.startswith("--")), Path.cwd()
         elif row.env and environ.get(row.env):  # 2. the environment
             raw, source, base = environ[row.env], row.env, Path.cwd()
-        elif row.key in project_file:  # 3. the project's file, as far as it may
-            entry, base = project_file[row.key], project
-            raw, source = entry.value, f"{project / PROJECT_FILE}:{entry.line}"
+        elif row.key in in_project:  # 3. the project's file, as far as it may
+            entry, base = in_project[row.key], project
+            raw, source = entry.value, f"{file}:{entry.line}"
             if row.in_project == NEVER:
                 raise ConfigError(f"{source}: {row.key} can only be set in {paths.config_file()}.")
-            if row.in_project == APPROVAL:
-                wants.append(f"{row.key}: {raw!r}")
-        elif row.key in user_file:  # 4. the user's file
-            entry, base = user_file[row.key], paths.config_file().parent
+        elif row.key in in_user:  # 4. the user's file
+            entry, base = in_user[row.key], paths.config_file().parent
             raw, source = entry.value, f"{paths.config_file()}:{entry.line}"
         else:  # 5. the default
             chosen[row.field] = row.default
             continue
         chosen[row.field] = _parse(row, raw, base, source)
         sources[row.key] = source
-    digest = hashlib.sha256(project_text.encode()).hexdigest() if wants else ""
-    if wants and not _approved(project, digest):
-        raise ApprovalNeeded(project / PROJECT_FILE, wants, digest)
-    return _checked(project, chosen, sources)
+        if source.startswith(f"{file}:") and row.in_project == APPROVAL:
+            wishes.add(row.key, raw, chosen[row.field], source)
+    wishes.check()
+    looked = {key: value for key, value in chosen.items() if isinstance(value, Looked)}
+    looked["project"] = _project_looked(flags.get("dir"), environ, project)
+    chosen |= {key: value.real for key, value in looked.items() if key == "settings"}
+    chosen |= {key: str(value.real) for key, value in looked.items() if key == "template"}
+    return _checked(project, chosen, sources, looked=looked, template_text=wishes.template_text)
+
+
+def load_leniently(
+    flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+) -> tuple[Config, ConfigError | None]:
+    """As `load`; without the project's file when that is broken or not approved, and what is wrong with it.
+
+    For what needs nothing of that file, which a guest can write. Raises UsageError, and ConfigError for the
+    user's own file.
+    """
+    try:
+        return load(flags, environ), None
+    except ConfigError as error:
+        return load(flags, environ, project_file=False), error
+
+
+def _project_looked(text: str | None, environ: Mapping[str, str], project: Path) -> Looked:
+    """The way to the project as the user wrote it; the current directory as the shell calls it."""
+    here = Path(environ.get("PWD") or "/")
+    try:
+        current = Path.cwd()
+        if not here.is_absolute() or not here.samefile(current):
+            here = current
+        found = look(here / Path(text).expanduser()) if text else look(here)
+    except (OSError, ValueError, RuntimeError):
+        return look(project)
+    return found if found.real == project else look(project)
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
@@ -239,7 +263,8 @@ def users_own(prefix: str) -> dict[str, Any]:
             entry = user_file.get(row.key)
             where = f"{paths.config_file()}:{entry.line}" if entry else ""
             base = paths.config_file().parent
-            found[row.field] = row.default if entry is None else _parse(row, entry.value, base, where)
+            value = row.default if entry is None else _parse(row, entry.value, base, where)
+            found[row.field] = value.real if isinstance(value, Looked) else value
     return found
 
 
@@ -252,7 +277,7 @@ def _parse(row: Setting, raw: Any, base: Path, source: str) -> Any:
         raise UsageError(f"{source}: {error}.") from error
 
 
-def _checked(project: Path, chosen: dict[str, Any], sources: dict[str, str]) -> Config:
+def _checked(project: Path, chosen: dict[str, Any], sources: dict[str, str], **more: Any) -> Config:
     """The rules that look at more than one setting."""
     limits = {key: chosen.pop(f"max_{key}") for key in ("cpus", "memory", "disk")}
     for key, limit in limits.items():
@@ -276,7 +301,7 @@ def _checked(project: Path, chosen: dict[str, Any], sources: dict[str, str]) -> 
         del sources[loser]
     if chosen["settings"] is None:
         chosen["settings"] = paths.default_settings()
-    return Config(project, **chosen, sources=sources)
+    return Config(project, **chosen, sources=sources, **more)
 
 
 def _host_limit(key: str) -> int:
@@ -296,19 +321,3 @@ def _reject_unknown(file: Path, entries: Mapping[str, Entry]) -> None:
             near = difflib.get_close_matches(key, BY_KEY, 1)
             hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(BY_KEY))}."
             raise ConfigError(f"{file}:{entry.line}: unknown key {key!r}.{hint}")
-
-
-# -- approvals: kept where the guest cannot write ------------------------------------------------
-
-
-def _approvals() -> Path:
-    return paths.state_dir() / "approvals.json"
-
-
-def _approved(project: Path, digest: str) -> bool:
-    return (read_json(_approvals()) or {}).get(str(project)) == digest
-
-
-def approve(project: Path, digest: str) -> None:
-    """Remember that the user looked at the project file with this content."""
-    write_json(_approvals(), {**(read_json(_approvals()) or {}), str(project): digest})

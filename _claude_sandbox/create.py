@@ -23,14 +23,15 @@ from _claude_sandbox import (
     golden,
     halt,
     paths,
-    places,
     qcow2,
     template,
+    templatekeys,
     timings,
     vm,
 )
+from _claude_sandbox import shares as sharing
 from _claude_sandbox.config import Config
-from _claude_sandbox.context import Context, homes
+from _claude_sandbox.context import Context
 from _claude_sandbox.disk_users import DISK
 from _claude_sandbox.errors import (
     ClaudeSandboxError,
@@ -39,6 +40,7 @@ from _claude_sandbox.errors import (
     SandboxExistsError,
     UsageError,
 )
+from _claude_sandbox.files import write_atomic
 from _claude_sandbox.find import candidates, free_name
 from _claude_sandbox.journal import Journal, base_lock, names_lock
 from _claude_sandbox.lima import RUNNING, STOPPED, Instance
@@ -81,7 +83,7 @@ def create(
     `prepare` is for first_boot.Early.
     Raises CreateError, RefusedError, SandboxExistsError; nothing half-made is left then.
     """
-    shares = shares_for(ctx, config)
+    shares = sharing.shares_for(ctx, config)
     boot.check_ports(config.ports)
     foreign = base is None or base.mark is None
     ca_files = host_ca_files(config)
@@ -157,7 +159,7 @@ def _clone(
     name = meant.mark.name
     with base_lock(base.name, ctx.progress.note):
         source = boot.read_document(base)
-        document = template.build(_cleaned(source, base), meant)
+        document = template.build(_cleaned(ctx, source, base), meant)
         _check_disk_size(source, meant.disk, base.name)
         golden.check(ctx.lima.home, base.dir, ctx.progress.note)
         running = ctx.lima.get(base.name)
@@ -192,8 +194,15 @@ def _own_or_shared(ctx: Context, base: Instance, directory: Path, *, full: bool)
         freeze.share_boot_files(base.dir, directory)
 
 
-def _cleaned(source: template.Document, base: Instance) -> template.Document:
-    """The base's document; what our tools VM ran once to build itself is done in its disk."""
+def _cleaned(ctx: Context, source: template.Document, base: Instance) -> template.Document:
+    """The base's document; what our tools VM ran once to build itself is done in its disk.
+
+    What a base of the user's has of the host besides (networks, devices) is not taken over; that is said.
+    """
+    left_out = templatekeys.allowed(source)[1]
+    if left_out:
+        ctx.progress.note(f"{base.name} has what a sandbox does not get: {', '.join(left_out)}.")
+    sharing.check_base(source)
     if base.mark is not None and base.mark.kind == vm.TOOLS:
         return {k: v for k, v in source.items() if k not in ("provision", "probes")}
     if base.mark is not None:  # a sandbox of ours as base: its size is its own, its shares are not
@@ -207,8 +216,8 @@ def _from_template(
     import yaml
 
     locator = config.template or DEFAULT_TEMPLATE
-    document = template.build(ctx.lima.template(locator), meant)
     file = paths.runtime_dir() / f"{meant.mark.name}.yaml"
+    document = template.build(_template(ctx, config, locator, file), meant)
     ctx.write(file, yaml.safe_dump(document, allow_unicode=True, sort_keys=False).encode())
     try:
         with timings.stage(ctx, f"Creating {meant.mark.name} from {locator}", f"create {locator}"):
@@ -218,39 +227,22 @@ def _from_template(
     return document
 
 
+def _template(ctx: Context, config: Config, locator: str, file: Path) -> template.Document:
+    """A template with its bases merged in, after all checks. `file` is for the text of one that a guest can write."""
+    source = sharing.template_source(ctx, config, locator)
+    if source.text is None:
+        document = ctx.lima.template(locator)
+    else:
+        try:
+            write_atomic(file, source.text.encode(), durable=False)
+            document = ctx.lima.template(str(file))
+        finally:
+            file.unlink(missing_ok=True)
+    sharing.check_template(ctx, config, document, source)
+    return document
+
+
 # -- what the VM gets ----------------------------------------------------------------------------
-
-
-def shares_for(ctx: Context, config: Config) -> tuple[template.Share, ...]:
-    """The project, the settings directory and the user's extra mounts. Raises RefusedError."""
-    places.check_carriable(config.project)
-    places.check_shareable(config.project, config.settings, writable=True)
-    point = places.mount_point(config.project, homes(ctx.user))
-    if point == places.FALLBACK:
-        ctx.progress.note(f"{config.project} appears in the sandbox at {places.FALLBACK}.")
-    shares = [template.Share(config.project, point, True)]
-    for mount in config.mounts:
-        places.check_carriable(mount.path)
-        places.check_shareable(mount.path, config.settings, mount.writable)
-        where = places.mount_point(mount.path, homes(ctx.user))
-        if where == places.FALLBACK:
-            where = places.MOUNTS / vm.slug(mount.path.name)
-        shares.append(template.Share(mount.path, where, mount.writable))
-    points = [share.point for share in shares]
-    if len(set(points)) != len(points):
-        raise UsageError(f"Two mounts would appear at the same place: {', '.join(map(str, points))}")
-    settings = _settings_directory(config)
-    return (*shares, template.Share(settings, places.SETTINGS_POINT, False))
-
-
-def _settings_directory(config: Config) -> Path:
-    places.check_carriable(config.settings)
-    if not config.given("settings"):
-        config.settings.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config.settings.mkdir(mode=0o700, exist_ok=True)
-    if not config.settings.is_dir():
-        raise UsageError(f"Settings directory not found: {config.settings}")
-    return config.settings.resolve()
 
 
 def default_cpus() -> int:

@@ -21,6 +21,7 @@ from _claude_sandbox import (
     remote,
     settings,
     settings_sync,
+    shares,
 )
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
@@ -115,13 +116,14 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         warnings.append(text)
         ctx.progress.warn(text)
 
-    if warning := settings.users_own_warning(config.settings):
+    directory = shares.settings_directory(ctx, config)
+    if warning := settings.users_own_warning(directory):
         warn(warning)
     if config.hooks:
         listening = _listen(config, instance)
     guest = ctx.guest(instance)
     guest.connect()
-    chosen = _login(ctx, config.settings, warn)
+    chosen = _login(ctx, directory, warn)
     env = {
         **environment(config),
         **_hooks_socket(config, instance),
@@ -129,7 +131,10 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         **chosen.environment(),
     }
     tree = settings.scan(
-        config.settings, unfit.append, settings_sync.hashes_file(config.settings, paths.state_dir())
+        directory,
+        unfit.append,
+        settings_sync.hashes_file(directory, paths.state_dir()),
+        lambda: [config.project, *shares.guest_writable(ctx)],
     )
     seen = _fingerprint(tree, chosen, instance, config.hooks)
     if not (quick and seen is not None and _prepared(instance) == seen):

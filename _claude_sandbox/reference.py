@@ -72,8 +72,10 @@ mounts: [../shared-assets:ro] # asks for your approval
 
 Whoever can write the project can write its file, Claude in the sandbox included. What could reach the host
 (`approval` in the table) is therefore used only after you looked at it: on a terminal you are asked, and
-`claude-sandbox approve` does the same later. The answer is bound to the file's content: any change of the
-file asks again. It is kept in the state directory, which no sandbox sees. Only `approve -y` needs no answer:
+`claude-sandbox approve` does the same later. The answer is bound to the file's content and to where it
+leads: the resolved directory of each mount and of the settings, the content of a template. Any change of one of
+these asks again. Mounts and settings must be outside of the project, which the sandbox has anyway
+([security](security.md)). It is kept in the state directory, which no sandbox sees. Only `approve -y` needs no answer:
 `-y` on another verb does not stand for having
 looked. A value given on the command line or in the environment takes the place of the project's wish.
 

@@ -20,6 +20,7 @@ from _claude_sandbox import (
     find,
     first_boot,
     freeze,
+    golden,
     halt,
     hooks,
     origin,
@@ -27,13 +28,14 @@ from _claude_sandbox import (
     template,
     vm,
     vm_processes,
+    working,
 )
+from _claude_sandbox import shares as sharing
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import (
     Cancelled,
     ClaudeSandboxError,
-    GuestConnectionError,
     LimaError,
     SandboxExistsError,
     SandboxNotFoundError,
@@ -41,7 +43,6 @@ from _claude_sandbox.errors import (
 from _claude_sandbox.files import lock
 from _claude_sandbox.journal import Journal, project_lock_path
 from _claude_sandbox.lima import RUNNING, STOPPED, UNREADABLE, Instance
-from _claude_sandbox.manifest import parse_object
 
 if TYPE_CHECKING:
     from _claude_sandbox.attention import Session
@@ -215,7 +216,7 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
         )
         boot.wait_ready(ctx, instance)
         return instance
-    boot.check_shares(wanted.document)
+    sharing.check_shares(wanted.document)
     boot.check_ports(template.ports_of(wanted.document))
     if wanted.words:
         ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
@@ -265,7 +266,7 @@ def _existing(ctx: Context, project: Path) -> Instance | None:
 
 def _working_or_cancel(ctx: Context, instance: Instance) -> None:
     """Ask on a terminal before a VM in which Claude works is stopped (spec 1.11)."""
-    if instance.status != RUNNING or not claude_working(ctx, instance):
+    if instance.status != RUNNING or not working.claude_working(ctx, instance):
         return
     if ctx.confirm(f"Claude is working in {instance.name}. Stop it all the same?") is False:
         raise Cancelled(f"{instance.name} was left running.")
@@ -301,7 +302,7 @@ def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None
     """What would keep the VM from starting again is found while it still runs (spec 1.11)."""
     document = boot.read_document(instance)
     wanted = change.wanted(ctx, config, document).document
-    boot.check_shares(wanted)
+    sharing.check_shares(wanted)
     # On the ports that it forwards now it listens itself.
     own = {port.host for port in template.ports_of(document)} if instance.status != STOPPED else set()
     boot.check_ports(tuple(port for port in template.ports_of(wanted) if port.host not in own))
@@ -473,34 +474,3 @@ def info(ctx: Context, project: Path) -> Info:
         Sandbox.of(instance), template.shares_of(document), tuple(map(str, template.ports_of(document))),
         instance.dir, instance.ssh_config, instance.vm_type, instance.lima_version,
     )  # fmt: skip
-
-
-# One line a live Claude process: what it says of itself (facts/claude-code.md, Environment).
-_WORKING = """
-for f in "$HOME"/.claude/sessions/*.json; do
-  pid=${f##*/}; pid=${pid%.json}
-  [ -e "/proc/$pid" ] && head -c 4096 "$f" | tr -d '\\n' && echo
-done; true
-"""
-
-
-def claude_working(ctx: Context, instance: Instance) -> bool:
-    """Whether a Claude in this running VM is busy. False when the guest does not answer.
-
-    The hooks server is asked first; the guest only when that one knows of no session there.
-    """
-    known = hooks.busy(instance.name)
-    if known is not None:
-        return known
-    if not boot.seen_ready(instance):
-        return False
-    try:
-        guest = ctx.guest(instance)
-        guest.connect(timeout=10)
-        text = guest.run(_WORKING, timeout=10).text
-    except GuestConnectionError:
-        return False
-    for line in text.splitlines()[:100]:
-        if (parse_object(line.encode("utf-8", "replace")) or {}).get("status") == "busy":
-            return True
-    return False

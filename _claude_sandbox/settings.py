@@ -1,23 +1,25 @@
 """The settings directory on the host: what is brought up from it, and warnings about it.
 
 Symlinks are resolved here, where they mean something: a link out of the directory is followed (the
-user's dotfiles). Special files, link loops and names that cannot travel are left out with a warning;
+user's dotfiles), unless it leads to or through what a guest can write. Special files, link loops and names that cannot travel are left out with a warning;
 a directory that is too large is an error, because a half of it would be worse.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import files, manifest, paths
+from _claude_sandbox import files, manifest, places
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.first_run import json_state, settings_state
+from _claude_sandbox.lookup import look
 from _claude_sandbox.manifest import FileState
 
 SETTINGS = "settings.json"
@@ -54,10 +56,17 @@ class _Scan:
     looked_at: list[str] = field(default_factory=list)
     entries: int = 0
     total: int = 0
+    guests: Callable[[], Collection[Path]] = tuple
 
 
-def scan(directory: Path, warn: Warn, cache: Path | None = None) -> HostTree:
-    """Read the settings directory. `cache` is a file that remembers hashes between runs.
+def scan(
+    directory: Path,
+    warn: Warn,
+    cache: Path | None = None,
+    guests: Callable[[], Collection[Path]] = tuple,
+) -> HostTree:
+    """Read the settings directory. `cache` is a file that remembers hashes between runs. `guests` names the
+    directories that a guest can write; it is asked when there is a symlink.
 
     Raises ClaudeSandboxError when the directory is missing, unreadable or too large.
     """
@@ -66,7 +75,7 @@ def scan(directory: Path, warn: Warn, cache: Path | None = None) -> HostTree:
             f"Settings directory not found: {directory}",
             resolution="Make it, or name another one with --settings.",
         )
-    walk = _Scan(directory, warn)
+    walk = _Scan(directory, warn, guests=functools.cache(guests))
     info = directory.stat()
     _walk(walk, directory, "", frozenset({(info.st_dev, info.st_ino)}))
     known = (files.read_json(cache) if cache else None) or {}
@@ -83,7 +92,25 @@ def scan(directory: Path, warn: Warn, cache: Path | None = None) -> HostTree:
         files.write_json(cache, remembered)
     sources = {path: walk.found[path][0] for path in states}
     looked_at = (str(directory), str(directory / CLAUDE_JSON), *walk.looked_at)
-    return HostTree(states, sources, _mcp_servers(directory, warn), looked_at)
+    planted = _is_planted(walk, directory / CLAUDE_JSON)
+    return HostTree(states, sources, {} if planted else _mcp_servers(directory, warn), looked_at)
+
+
+def _is_planted(walk: _Scan, path: Path) -> bool:
+    """Whether a symlink leads to what a guest wrote, or through where it could; warns of it."""
+    if not path.is_symlink():
+        return False
+    try:
+        looked = look(path)
+    except ValueError:  # a loop: said when it is read
+        return False
+    roots = walk.guests()
+    root = next((r for r in roots if looked.real.is_relative_to(r)), None) or looked.passes(roots)
+    if root is not None:
+        walk.warn(
+            f"Left out of the settings: {path} (a link to {looked.real}, by way of {root}, which a sandbox can write)."
+        )
+    return root is not None
 
 
 def _walk(walk: _Scan, directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
@@ -95,6 +122,8 @@ def _walk(walk: _Scan, directory: Path, prefix: str, above: frozenset[tuple[int,
             walk.warn(f"Left out of the settings: {path!r} (a name that cannot travel).")
             continue
         walk.looked_at.append(entry.path)
+        if entry.is_symlink() and _is_planted(walk, Path(entry.path)):
+            continue
         try:
             info = entry.stat()
         except OSError as error:  # a dangling link, or a link that points to itself
@@ -197,7 +226,7 @@ def mcp_servers(claude_json: Mapping[str, Any]) -> dict[str, Any]:
 
 def users_own_warning(directory: Path) -> str | None:
     """What to say when the settings directory is the user's own ~/.claude (spec 5.4); else None."""
-    if directory.resolve() not in [path.resolve() for path in paths.claude_directories(os.environ)]:
+    if not places.is_own_claude(directory.resolve()):
         return None
     return (
         f"{directory} is your own Claude directory: the sandbox can read all of it, your conversations "

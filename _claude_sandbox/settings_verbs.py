@@ -23,13 +23,16 @@ from _claude_sandbox.lima import RUNNING
 
 if TYPE_CHECKING:
     from _claude_sandbox.commands import Call
+    from _claude_sandbox.config import Config
     from _claude_sandbox.guest import Guest
 
 
 def settings(call: Call) -> int:
     """`diff`: what differs between the settings directory and the sandbox. `pull`: take it over."""
-    guest = _guest(call)
-    where = call.config.settings
+    # What is pulled goes where the project's file says; to look, that file need not be in order.
+    chosen = call.config_at_hand(ask=True) if call.chosen.action == "diff" else call.config
+    guest = _guest(call, chosen)
+    where = chosen.settings
     found = settings_diff.diff(guest, where, call.progress.warn)
     wanted = [d for d in found if not call.chosen.paths or d.path in call.chosen.paths]
     unknown = set(call.chosen.paths) - {d.path for d in found}
@@ -44,14 +47,13 @@ def settings(call: Call) -> int:
     return _pull(call, guest, [d for d in wanted if d.side != "host"])
 
 
-def _guest(call: Call) -> Guest:
+def _guest(call: Call, chosen: Config) -> Guest:
     """The project's running sandbox, started if need be; never made for this."""
-    config = call.config  # before the host's setup: a wrong value installs nothing
-    if find.find(call.ctx, config.project) is None:
+    if find.find(call.ctx, chosen.project) is None:
         raise SandboxNotFoundError(
-            f"There is no sandbox for {config.project}.", resolution="`claude-sandbox create` makes one."
+            f"There is no sandbox for {chosen.project}.", resolution="`claude-sandbox create` makes one."
         )
-    instance, _ = sandbox.ensure(call.ready, config)
+    instance, _ = sandbox.ensure(call.ready, chosen)
     assert instance.status == RUNNING
     guest = call.ctx.guest(instance)
     guest.connect()
@@ -159,7 +161,7 @@ def _take(call: Call) -> int:
     if call.chosen.dry_run:
         call.tell(f"(take the login of this project's sandbox into {where})")
         return call.show({"store": where, "taken": False}, "")
-    guest = _guest(call)
+    guest = _guest(call, call.config)
     name = guest.instance.name
     account, value = login_sync.look(guest)
     if value is None:

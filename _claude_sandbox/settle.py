@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from _claude_sandbox import boot, halt, vm_processes
+from _claude_sandbox import boot, halt, shares, vm_processes
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import StartError
 from _claude_sandbox.lima import BROKEN, RUNNING, STOPPED, UNREADABLE, Instance, reword
@@ -16,7 +16,7 @@ def settle(ctx: Context, instance: Instance) -> Instance:
         return instance
     if instance.status == UNREADABLE:
         boot.read_document(instance)
-        boot.check_shares(boot.read_document(instance))
+        shares.check_shares(boot.read_document(instance))
         raise StartError(
             f"Lima cannot read the configuration of {instance.name}: {instance.dir / 'lima.yaml'}",
             details="; ".join(_lima_words(ctx, instance.name)),

@@ -1,7 +1,8 @@
 """A sandbox's Lima YAML: a base's or template's document with everything that touches the host replaced.
 
 Mounts, port forwards, copies to the host, proxy and agent forwarding are ours alone; what a base says of
-them is dropped, not added to (spec 4.5). `differences` compares what Lima would really use.
+them is dropped, not added to (spec 4.5). Of the rest only what templatekeys.py allows is taken over.
+`differences` compares what Lima would really use.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import vm
+from _claude_sandbox import templatekeys, vm
 from _claude_sandbox.errors import RefusedError
 from _claude_sandbox.values import Port, format_size
 
@@ -54,11 +55,10 @@ class Meant:
 def build(base: Mapping[str, Any], meant: Meant, provision: Sequence[Document] = ()) -> Document:
     """The whole document. `provision` are scripts of ours, after the base's own.
 
+    What of the base could reach the host is left out; templatekeys.allowed names it for the caller.
     Raises RefusedError when the base can only mount by reverse-sshfs or not at all.
     """
-    document = copy.deepcopy(dict(base))
-    for key in ("base", "message", "copyToHost", "mountInotify", "minimumLimaVersion"):
-        document.pop(key, None)
+    document = copy.deepcopy(templatekeys.allowed(base)[0])
     if document.get("plain"):
         raise RefusedError(
             "The base VM is a plain one: it has no mounts.", resolution="Set `plain: false` in it."
@@ -192,9 +192,14 @@ def differences(effective: Mapping[str, Any], meant: Mapping[str, Any]) -> list[
         found.append("propagateProxyEnv")
     if effective.get("copyToHost"):
         found.append("copyToHost")
-    if effective.get("mountType") == "reverse-sshfs":
+    # On Linux virtiofs leaves read-only to the guest, and reverse-sshfs reaches other directories.
+    if effective.get("mountType") and effective["mountType"] != meant.get(
+        "mountType", effective["mountType"]
+    ):
+        found.append(f"mountType {effective['mountType']}")
+    elif effective.get("mountType") == "reverse-sshfs":
         found.append("mountType reverse-sshfs")
-    return found
+    return found + templatekeys.reaching(effective, meant)
 
 
 def _rule(rule: Mapping[str, Any]) -> tuple[object, ...]:

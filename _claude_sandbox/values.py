@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from _claude_sandbox.lookup import Looked, look
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 _UNITS = {"": 1, "k": 1 << 10, "m": MIB, "g": GIB, "t": TIB}
@@ -30,10 +32,11 @@ class Port:
 
 @dataclass(frozen=True)
 class Mount:
-    """A host directory that the user shares besides the project."""
+    """A host directory that the user shares besides the project, and how it was found (lookup.py)."""
 
     path: Path
     writable: bool = True
+    looked: Looked | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return str(self.path) if self.writable else f"{self.path}:ro"
@@ -101,10 +104,15 @@ def parse_mount(text: str, base: Path) -> Mount:
             path, writable = text[: -len(suffix)], mode
     if not path:
         raise ValueError("no directory in it; write DIR or DIR:ro")
-    directory = (base / Path(path).expanduser()).resolve()
-    if not directory.is_dir():
-        raise ValueError(f"no such directory: {directory}")
-    return Mount(directory, writable)
+    looked = look_up(path, base)
+    if not looked.real.is_dir():
+        raise ValueError(f"no such directory: {looked.real}")
+    return Mount(looked.real, writable, looked)
+
+
+def look_up(path: str, base: Path) -> Looked:
+    """A path as a user writes it, from `base`; `~` is the home directory. Raises ValueError, RuntimeError."""
+    return look(base / Path(path).expanduser())
 
 
 def parse_vm_name(value: object) -> str:

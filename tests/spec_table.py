@@ -119,6 +119,11 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_a_project_file_needs_approval_for_mounts_bound_to_its_content",
         "::test_a_project_file_stays_within_the_user_s_limits",
         "unit/test_config::test_what_reaches_the_host_needs_approval_of_this_very_content",
+        "blackbox/test_shares::test_a_mount_below_the_project_is_refused_before_anybody_is_asked",
+        "::test_a_sandbox_that_shares_below_its_project_does_not_follow_what_the_guest_made_of_it",
+        "::test_an_approval_is_for_where_a_mount_leads",
+        "::test_a_template_is_approved_with_its_content",
+        "::test_verbs_that_need_nothing_of_the_project_s_file",
     ),
     "3.3": (
         "blackbox/test_sandbox::test_what_claude_finds_in_its_environment",
@@ -151,6 +156,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "4.3": (
         "blackbox/test_sandbox::test_what_lima_would_add_is_refused_with_the_reason",
         "::test_an_agent_forward_added_later_is_refused_at_the_next_start",
+        "blackbox/test_shares::test_what_lima_s_own_files_add_besides_mounts_is_refused",
     ),
     "4.4": (
         "blackbox/test_sandbox::test_a_base_that_runs_is_stopped_first_and_started_again",
@@ -162,6 +168,9 @@ TABLE: dict[str, tuple[str, ...]] = {
         "blackbox/test_sandbox::test_a_template_s_home_mount_is_replaced",
         "::test_a_foreign_base_loses_its_mounts_and_forwards",
         "::test_a_guest_without_9p_is_refused",
+        "blackbox/test_shares::test_a_template_does_not_reach_the_host",
+        "::test_a_template_that_a_guest_may_write_names_no_file_of_the_host",
+        "::test_a_base_s_devices_are_left_out_and_named",
     ),
     "4.6": (
         "blackbox/test_sandbox::test_changed_flags_on_a_stopped_vm_are_applied",
@@ -187,6 +196,10 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_what_must_not_be_shared_is_refused",
         "unit/test_places::test_no_character_that_breaks_cloud_init_gets_through",
         "integration/test_a_day::test_both_sides_see_what_the_other_writes",
+        "blackbox/test_shares::test_what_the_host_runs_or_trusts_is_refused",
+        "::test_what_lies_in_another_sandbox_s_project_is_refused",
+        "::test_a_directory_swapped_in_the_moment_of_the_start",
+        "::test_settings_that_a_sandbox_must_not_read",
     ),
     "4.9": (
         "blackbox/test_faults::test_project_vanished",
@@ -215,6 +228,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "5.1": (
         "blackbox/test_sandbox::test_settings_are_mounted_read_only_outside_the_home_and_copied_in",
         "integration/test_a_day::test_settings_come_in_and_cannot_be_changed_from_the_guest",
+        "blackbox/test_shares::test_a_link_in_the_settings_to_what_a_guest_can_write_is_left_out",
     ),
     "5.2": (
         "unit/test_settings::test_three_way",

@@ -17,24 +17,24 @@ PACKAGE = "_claude_sandbox"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
-    ("errors", "remote", "runtime", "text"),
+    ("errors", "remote", "runtime", "text", "lookup"),
     # 1 the host: where things live, files, processes
     ("files",),
-    ("paths", "run", "progress", "hookevent", "processes"),
+    ("paths", "run", "progress", "hookevent", "processes", "templatekeys"),
     # 2 values, and single tools of the host
     ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
      "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory", "lima_homes", "origin", "vm_processes"),
     # 3 configuration, limactl, what a user and a place are
-    ("disk_users",),
+    ("disk_users", "approval"),
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run", "board", "turns", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
     ("registration", "eventlog", "voice"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
     ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
      "panes"),
-    ("timings", "halt", "settings_sync", "reply", "bring", "notifiers", "audio"),
+    ("timings", "halt", "settings_sync", "shares", "reply", "bring", "notifiers", "audio"),
     ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
-    ("first_boot", "prepare", "tools_document", "attending", "notify"),
+    ("first_boot", "working", "prepare", "tools_document", "attending", "notify"),
     # 4 where steps are ordered
     ("create", "settle", "session", "hookboxes", "audiosign"),
     ("change", "launch", "tools_vm", "hookserver", "audioserver"),

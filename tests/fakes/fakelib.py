@@ -17,6 +17,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False  # see limaconfig.py
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any, NoReturn
 
 FAKES = Path(__file__).resolve().parent
@@ -142,13 +143,18 @@ def alive(pidfile: Path) -> int:
 
 
 def spawn_helper(
-    name: str, directory: Path, *arguments: str, listen: Path | None = None, of_vm: bool = True
+    name: str,
+    directory: Path,
+    *arguments: str,
+    listen: Path | None = None,
+    of_vm: bool = True,
+    shared: Iterable[str] = (),
 ) -> int:
     """A long-lived process that looks like `name ARGUMENTS…` in ps; it waits until it is killed, or until
     the test process is gone, which holds the other end of FAKE_LIMA_LIFELINE.
 
     It holds the socket `listen` open: who connects finds out whether the process lives. `of_vm`: one of
-    the processes of a VM, which tests count.
+    the processes of a VM, which tests count. `shared`: directories that it opens as QEMU does for 9p.
     """
     state = directory.parent / "_fake"
     state.mkdir(exist_ok=True)
@@ -156,11 +162,16 @@ def spawn_helper(
     if not program.exists():
         program.symlink_to("/bin/sh")
     null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    opened = [os.open(each, os.O_RDONLY | os.O_DIRECTORY) for each in shared]
+    for fd in opened:
+        os.set_inheritable(fd, True)
     argv = [name, "-c", f'cd / && read -r _ <"{os.environ["FAKE_LIMA_LIFELINE"]}"', name, *arguments]
     listener = _listener(listen) if listen else None
     pid = os.posix_spawn(str(program), argv, os.environ, file_actions=null, setsid=True)
     if listener:
         listener.close()
+    for fd in opened:
+        os.close(fd)
     if of_vm and os.environ.get("FAKE_LIMA_PIDS"):
         with open(os.environ["FAKE_LIMA_PIDS"], "a") as file:
             file.write(f"{pid}\n")

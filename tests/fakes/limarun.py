@@ -65,9 +65,16 @@ def boot(instance: Instance, fault: fakelib.Fault) -> int:
         fakelib.end_helper(agent)
         stop_files(directory)
         fatal(f"exiting, status={{Running:false Degraded:false Exiting:true}} (hint: see `{log}`)")
+    if swap := fault.get("swap"):
+        os.rename(swap[0], f"{swap[0]}.before")
+        os.symlink(swap[1], swap[0])
     driver = fakelib.spawn_helper(
-        "qemu-system-x86_64", directory, "-name", f"lima-{instance.name}", "-pidfile", f"{directory}/qemu.pid"
-    )
+        "qemu-system-x86_64", directory, "-name", f"lima-{instance.name}", "-pidfile", f"{directory}/qemu.pid",
+        shared=[location for location, _ in instance.mounts()],
+    )  # fmt: skip
+    if swap and len(swap) > 2:  # and back again
+        os.unlink(swap[0])
+        os.rename(f"{swap[0]}.before", swap[0])
     (directory / "qemu.pid").write_text(f"{driver}\n")
     port = int(config["ssh"]["localPort"]) or 60000 + zlib.crc32(os.fsencode(directory)) % 5000
     (directory / "ssh.config").write_text(ssh_config(instance, port))

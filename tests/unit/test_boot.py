@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from recording import CHILD, Recorder, failed, listed, put_instance, told
 
-from _claude_sandbox import boot, halt, paths, template, vm, vm_processes
+from _claude_sandbox import boot, halt, paths, shares, template, vm, vm_processes
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import RefusedError, StartError
 from _claude_sandbox.journal import Journal
@@ -209,10 +209,10 @@ def test_waiting_for_a_vm_that_somebody_else_starts(
 
 
 def test_a_shared_directory_that_is_gone_is_never_made_anew(project: Path, document: dict[str, Any]) -> None:
-    boot.check_shares(document)
+    shares.check_shares(document)
     project.rmdir()
     with pytest.raises(StartError, match=f"Directory not found: {project}") as caught:
-        boot.check_shares(document)
+        shares.check_shares(document)
     assert "prune --orphans" in (caught.value.resolution or "") and not project.exists()
 
 
@@ -220,22 +220,22 @@ def test_one_that_became_a_file_or_a_symlink_is_not_shared(project: Path, docume
     project.rmdir()
     project.touch()
     with pytest.raises(StartError, match="is no directory any more"):
-        boot.check_shares(document)
+        shares.check_shares(document)
     project.unlink()
     (project.parent / ".ssh").mkdir()
     project.symlink_to(".ssh")
     with pytest.raises(RefusedError, match=r"has become a symlink to .*\.ssh"):
-        boot.check_shares(document)
+        shares.check_shares(document)
 
 
 def test_a_symlink_on_the_way_counts_too(home: Path) -> None:
     (home / "a" / "p").mkdir(parents=True)
     document = {"mounts": template.mounts([Share(home / "a" / "p", Path("/p"), True)])}
-    boot.check_shares(document)
+    shares.check_shares(document)
     (home / "a").rename(home / "b")
     (home / "a").symlink_to("b")
     with pytest.raises(RefusedError, match="has become a symlink"):
-        boot.check_shares(document)
+        shares.check_shares(document)
 
 
 # -- ports -------------------------------------------------------------------------------------------

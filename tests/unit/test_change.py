@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from _claude_sandbox import change, create, paths, template, vm
+from _claude_sandbox import change, paths, template, vm
+from _claude_sandbox import shares as sharing
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import StartError, UsageError
@@ -34,7 +35,7 @@ def document(ctx: Context, project: Path) -> dict[str, Any]:
     meant = template.Meant(
         mark=vm.mark_for(NAME, project),
         user=ctx.user,
-        shares=create.shares_for(ctx, config(project)),
+        shares=sharing.shares_for(ctx, config(project)),
         ports=(Port(8080, 80),),
         cpus=2,
         memory=4 * GIB,

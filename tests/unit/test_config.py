@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from _claude_sandbox import config, configfile, paths, values
-from _claude_sandbox.config import ApprovalNeeded, Config
+from _claude_sandbox import approval, config, configfile, paths, values
+from _claude_sandbox.approval import ApprovalNeeded
+from _claude_sandbox.config import Config
 from _claude_sandbox.errors import ClaudeSandboxError, ConfigError, UsageError
 from _claude_sandbox.values import GIB
 
@@ -86,7 +87,7 @@ def approved(project: Path, flags: Mapping[str, Any] | None = None, **environ: s
     try:
         return load(project, flags, **environ)
     except ApprovalNeeded as needed:
-        config.approve(project, needed.digest)
+        approval.approve(project, needed.digest)
         return load(project, flags, **environ)
 
 
@@ -159,8 +160,8 @@ def test_where_relative_paths_start(project: Path, home: Path, monkeypatch: pyte
     file = user_file("settings: u\ntemplate: t.yaml\n")
     assert load(project).settings == file.parent / "u"
     assert load(project).template == str(file.parent / "t.yaml")
-    project_file(project, "settings: v\n")
-    assert approved(project).settings == project / "v"
+    project_file(project, "settings: ../v\n")
+    assert approved(project).settings == project.parent / "v"
 
 
 def test_an_empty_variable_is_not_set(project: Path) -> None:
@@ -306,7 +307,7 @@ def test_what_reaches_the_host_needs_approval_of_this_very_content(project: Path
         load(project)
     key = text.partition(":")[0]
     assert key in caught.value.brief and str(file) in caught.value.brief and len(caught.value.wants) == 1
-    config.approve(project, caught.value.digest)
+    approval.approve(project, caught.value.digest)
     assert load(project).given(key)
     assert load(project).given(key)  # once is enough
     project_file(project, f"{text}\n# changed\n")
@@ -359,7 +360,7 @@ def test_the_question_shows_what_is_asked_for_and_nothing_steers_the_terminal(pr
     with pytest.raises(ClaudeSandboxError) as caught:
         load(project)
     assert "\x1b" not in caught.value.brief or isinstance(caught.value, ConfigError)
-    project_file(project, 'settings: "\\e[2Jnice"\n')
+    project_file(project, 'settings: "../\\e[2Jnice"\n')
     with pytest.raises(ApprovalNeeded) as needed:
         load(project)
     assert needed.value.brief.isprintable() and "settings" in needed.value.brief

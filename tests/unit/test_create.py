@@ -13,6 +13,7 @@ import pytest
 from recording import Recorder, failed, listed, put_instance, told
 
 from _claude_sandbox import create, paths, places, vm
+from _claude_sandbox import shares as sharing
 from _claude_sandbox.config import Config
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import ClaudeSandboxError, CreateError, RefusedError, UsageError
@@ -79,7 +80,7 @@ def test_a_named_base_must_be_there_and_whole(ctx: Context, recorder: Recorder, 
 
 def test_the_project_the_mounts_and_the_settings_read_only(ctx: Context, project: Path, home: Path) -> None:
     (home / "data").mkdir()
-    shares = create.shares_for(ctx, config(project, mounts=(Mount(home / "data", False),)))
+    shares = sharing.shares_for(ctx, config(project, mounts=(Mount(home / "data", False),)))
     assert shares == (
         Share(project, project, True),
         Share(home / "data", home / "data", False),
@@ -93,7 +94,7 @@ def test_the_project_the_mounts_and_the_settings_read_only(ctx: Context, project
 def test_an_odd_path_appears_elsewhere_and_it_is_said_once(ctx: Context, home: Path) -> None:
     odd = home / "my project"
     odd.mkdir()
-    assert create.shares_for(ctx, config(odd))[0] == Share(odd, Path("/mnt/project"), True)
+    assert sharing.shares_for(ctx, config(odd))[0] == Share(odd, Path("/mnt/project"), True)
     assert len(told(ctx).notes) == 1 and "/mnt/project" in told(ctx).notes[0]
 
 
@@ -102,7 +103,7 @@ def test_an_odd_mount_does_not_hide_what_lima_or_we_put_below_mnt(
     ctx: Context, project: Path, home: Path, name: str
 ) -> None:
     (home / name).mkdir()
-    shares = create.shares_for(ctx, config(project, mounts=(Mount(home / name),)))
+    shares = sharing.shares_for(ctx, config(project, mounts=(Mount(home / name),)))
     point = shares[1].point
     for taken in (places.SETTINGS_POINT, places.FALLBACK, Path("/mnt/lima-cidata")):
         assert not point.is_relative_to(taken) and not taken.is_relative_to(point)
@@ -111,21 +112,21 @@ def test_an_odd_mount_does_not_hide_what_lima_or_we_put_below_mnt(
 def test_what_is_refused(ctx: Context, project: Path, home: Path) -> None:
     for bad, words in ((home, "contains"), (home / ".lima", "lies in")):
         with pytest.raises(RefusedError, match=words):
-            create.shares_for(ctx, config(bad))
+            sharing.shares_for(ctx, config(bad))
         with pytest.raises(RefusedError, match=words):
-            create.shares_for(ctx, config(project, mounts=(Mount(bad, False),)))
+            sharing.shares_for(ctx, config(project, mounts=(Mount(bad, False),)))
     with pytest.raises(RefusedError, match="comma"):
-        create.shares_for(ctx, config(home / "a,b"))
+        sharing.shares_for(ctx, config(home / "a,b"))
     for name in ("x/a b", "y/a b"):
         (home / name).mkdir(parents=True)
     with pytest.raises(UsageError, match="same place"):
-        create.shares_for(ctx, config(project, mounts=(Mount(home / "x/a b"), Mount(home / "y/a b"))))
+        sharing.shares_for(ctx, config(project, mounts=(Mount(home / "x/a b"), Mount(home / "y/a b"))))
 
 
 def test_settings_that_somebody_named_are_not_made(ctx: Context, project: Path, home: Path) -> None:
     asked = config(project, settings=home / "none", sources={"settings": "--settings"})
     with pytest.raises(UsageError, match="Settings directory not found"):
-        create.shares_for(ctx, asked)
+        sharing.shares_for(ctx, asked)
     assert not (home / "none").exists()
 
 

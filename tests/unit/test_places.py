@@ -125,6 +125,78 @@ def test_the_running_checkout_is_not_a_project(home: Path) -> None:
             places.check_shareable(path, home / "settings", True)
 
 
+def test_the_document_has_the_same_list() -> None:
+    """`python -c 'from _claude_sandbox import places; print(places.table())'` prints it."""
+    document = (Path(places.__file__).parent.parent / "docs" / "security.md").read_text(encoding="utf-8")
+    assert places.table() in document
+
+
+@pytest.mark.parametrize(
+    "text", [text for row in places.LIST for text in row.shown if text.startswith("~/") and not row.above]
+)
+def test_every_place_of_the_list_is_refused_whether_it_is_there_or_not(home: Path, text: str) -> None:
+    place = home / text[2:]
+    for path in (place, place / "deep" / "er", place.parent):
+        for writable in (True, False):
+            with pytest.raises(RefusedError, match="cannot be shared with a sandbox"):
+                places.check_shareable(path, None, writable)
+
+
+@pytest.mark.parametrize(
+    "variable", ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "ZDOTDIR", "CLAUDE_CONFIG_DIR", "XDG_RUNTIME_DIR"]
+)
+def test_places_that_a_variable_moves(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path / "moved"))
+    below = {"XDG_CONFIG_HOME": "autostart", "XDG_DATA_HOME": "applications"}.get(variable, "x")
+    with pytest.raises(RefusedError):
+        places.check_shareable(tmp_path / "moved" / below, None, False)
+
+
+def test_the_same_directory_under_another_name_is_the_same(home: Path, tmp_path: Path) -> None:
+    """By device and inode, as a bind mount or another spelling on macOS shows it; here the resolved path differs
+    by nothing but that."""
+    (home / ".ssh").mkdir()
+    assert places.relation(home / ".ssh" / "x", home / "." / ".ssh") == places.LIES_IN
+    assert places.relation(home, home / ".ssh") == places.CONTAINS
+    assert places.relation(tmp_path, home / ".ssh") in (None, places.CONTAINS)
+
+
+def test_what_only_contains_the_place_of_all_is_refused(home: Path) -> None:
+    for path in (Path("/tmp"), Path("/var"), Path("/etc"), Path("/usr")):
+        with pytest.raises(RefusedError):
+            places.check_shareable(path, None, True)
+    places.check_shareable(Path("/tmp/app"), None, True)
+    places.check_shareable(Path("/usr/src/app"), None, True)
+
+
+def test_a_directory_on_path(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = tmp_path / "tools" / "bin"
+    tools.mkdir(parents=True)
+    monkeypatch.setenv("PATH", f"{tools}:relative::/usr/bin")
+    for path in (tools, tools / "below", tools.parent):
+        with pytest.raises(RefusedError, match="PATH"):
+            places.check_shareable(path, None, True)
+        places.check_shareable(path, None, False)
+    assert places.check_shareable(tools.parent, None, True, project=True) == [tools]
+    with pytest.raises(RefusedError, match="PATH"):
+        places.check_shareable(tools, None, True, project=True)
+    monkeypatch.setenv("PATH", f"{home}:/:/usr/bin")  # every project would lie in these
+    monkeypatch.setenv("ZDOTDIR", str(home))
+    assert places.check_shareable(home / "app", None, True, project=True) == []
+
+
+def test_what_may_be_read_as_settings(home: Path, tmp_path: Path) -> None:
+    for name in (".claude", ".claude-sandbox/.claude", ".claude-sandbox/other", "settings", ".config/other"):
+        places.check_readable(home / name)
+    (home / ".claude").mkdir()
+    places.check_readable(home / ".claude")
+    for name in ("", ".ssh", ".lima", ".claude/projects", ".claude-sandbox", ".gnupg/x", ".config"):
+        with pytest.raises(RefusedError, match="as the settings directory"):
+            places.check_readable(home / name)
+
+
 def test_parents_are_opened_from_the_top() -> None:
     points = (Path("/root/a/b"), Path("/srv/x"), Path("/mnt/project"))
     parents = places.guest_parents(points)

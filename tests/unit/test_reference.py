@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from _claude_sandbox import config, options, paths, reference
+from _claude_sandbox import approval, config, options, paths, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,9 +58,9 @@ def test_the_example_files_are_valid(home: Path, which: int) -> None:
     file.write_text(text if which == 0 else text.replace("cpus: 4", "cpus: 1"))
     flags: dict[str, Any] = {"dir": str(project)}
     if which == 1:  # it says that one line asks for approval
-        with pytest.raises(config.ApprovalNeeded) as needed:
+        with pytest.raises(approval.ApprovalNeeded) as needed:
             config.load(flags, {})
         assert len(needed.value.wants) == 1 and "approval" in text
-        config.approve(project, needed.value.digest)
+        approval.approve(project, needed.value.digest)
     loaded = config.load(flags, {})
     assert set(loaded.sources) >= {key for key in yaml.safe_load(text) if not key.startswith("max-")}
