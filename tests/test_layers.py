@@ -26,7 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     # 3 configuration, limactl, what a user and a place are
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run", "board", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
-    ("registration", "eventlog", "voice"),
+    ("registration", "eventlog", "voice", "login_shared"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
     ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
      "panes"),
