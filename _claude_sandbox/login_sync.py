@@ -12,7 +12,8 @@ from typing import Any
 from _claude_sandbox import credential
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.guest import guest_script
-from _claude_sandbox.login import Collected, Login, Warn
+from _claude_sandbox.login import Login
+from _claude_sandbox.login_shared import Collected, Warn
 from _claude_sandbox.settings_sync import GuestLike
 
 BUDGET = 3.0  # seconds for everything

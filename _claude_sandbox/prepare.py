@@ -29,6 +29,7 @@ from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.guest import Guest
 from _claude_sandbox.lima import Instance
+from _claude_sandbox.login_shared import Collected
 
 SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
 PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
@@ -211,7 +212,7 @@ def _tell(ctx: Context, instance: Instance, report: settings_sync.PrepareReport)
         )
 
 
-def _changed(taken: login.Collected) -> str:
+def _changed(taken: Collected) -> str:
     return (
         f"{taken.sandbox} changed the login; it is in {taken.where} now. "
         "`claude-sandbox login --undo` puts the previous one back."

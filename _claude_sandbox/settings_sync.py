@@ -29,7 +29,8 @@ from _claude_sandbox.first_run import (
     with_first_run_keys,
 )
 from _claude_sandbox.guest import guest_script
-from _claude_sandbox.login import Collected, Login
+from _claude_sandbox.login import Login
+from _claude_sandbox.login_shared import Collected
 from _claude_sandbox.manifest import FileState, Manifest, Plan
 from _claude_sandbox.remote import shell_quote
 from _claude_sandbox.run import Result

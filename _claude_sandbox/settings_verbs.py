@@ -20,6 +20,7 @@ from _claude_sandbox import (
 )
 from _claude_sandbox.errors import Cancelled, RefusedError, SandboxNotFoundError, UsageError
 from _claude_sandbox.lima import RUNNING
+from _claude_sandbox.login_shared import CredentialLogin
 
 if TYPE_CHECKING:
     from _claude_sandbox.commands import Call
@@ -122,7 +123,7 @@ def login_verb(call: Call) -> int:
     )
 
 
-def _shared(call: Call) -> login.CredentialLogin:
+def _shared(call: Call) -> CredentialLogin:
     """The credential that sandboxes of these settings share. Raises UsageError where a token is used instead."""
     chosen = login.select(
         os.environ,
@@ -131,7 +132,7 @@ def _shared(call: Call) -> login.CredentialLogin:
         state_dir=paths.state_dir(),
         warn=call.progress.warn,
     )
-    if not isinstance(chosen, login.CredentialLogin):
+    if not isinstance(chosen, CredentialLogin):
         raise UsageError(f"Sandboxes use {chosen.description}; they share no login that could change.")
     return chosen
 

@@ -261,8 +261,9 @@ TABLE: dict[str, tuple[str, ...]] = {
         "::test_exit_code_comes_through_tmux",
         "::test_the_session_s_environment_reaches_it_without_a_trace",
         "::test_inside_tmux_the_session_is_renamed",
-        "blackbox/test_tmux_sessions::test_another_project_s_session_is_not_ours_by_its_name",
+        "::test_without_tmux_claude_runs_directly",
         "unit/test_terminal::test_the_terminal_is_left_clean",
+        "blackbox/test_tmux_sessions::test_another_project_s_session_is_not_ours_by_its_name",
         "integration/test_a_day::test_the_tui_under_tmux",
     ),
     "6.3": (

@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("disk_users", "approval"),
     ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
      "first_run", "board", "turns", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
-    ("registration", "eventlog", "voice"),
+    ("registration", "eventlog", "voice", "login_shared"),
     ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
     ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
      "panes"),

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from _claude_sandbox import credential, login, login_sync, paths
 from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError, UsageError
 from _claude_sandbox.guest import guest_script
-from _claude_sandbox.login import Collected, CredentialLogin, TokenLogin
+from _claude_sandbox.login import TokenLogin
+from _claude_sandbox.login_shared import Collected, CredentialLogin
 from _claude_sandbox.run import Result
 
 

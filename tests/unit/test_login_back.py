@@ -12,8 +12,8 @@ import pytest
 from credentials import FakeRunner, ShGuest, oauth
 
 from _claude_sandbox import credential, login, login_sync
-from _claude_sandbox.login import CredentialLogin
 from _claude_sandbox.login_record import Record
+from _claude_sandbox.login_shared import CredentialLogin
 
 MINE, THEIRS = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from _claude_sandbox import managed, manifest, settings, settings_diff, settings_sync
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, UsageError
 from _claude_sandbox.first_run import GitIdentity
-from _claude_sandbox.login import Collected, TokenLogin
+from _claude_sandbox.login import TokenLogin
+from _claude_sandbox.login_shared import Collected
 from _claude_sandbox.manifest import FileState, Manifest
 from _claude_sandbox.run import Result
 from _claude_sandbox.settings_sync import PrepareReport
