@@ -240,17 +240,23 @@ def main(argv: list[str]) -> int:
 @contextlib.contextmanager
 def new_directory() -> Iterator[Path]:
     """On a disk, locked while it is in use; those of killed runs are removed."""
-    for old in WORK.glob(f"{NAME}*"):
-        with (old / "lock").open("a") as file, contextlib.suppress(BlockingIOError):
+    for left in WORK.glob(f"{NAME}*.lock"):
+        with left.open("a") as file, contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old)
+            remove(left)
     top = Path(tempfile.mkdtemp(dir=WORK, prefix=NAME))
-    with (top / "lock").open("a") as file:
+    with Path(f"{top}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield top / "root"
         finally:
-            shutil.rmtree(top)
+            remove(Path(f"{top}.lock"))
+
+
+def remove(lock: Path) -> None:
+    """The directory, and then its lock beside it, which we hold."""
+    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    lock.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

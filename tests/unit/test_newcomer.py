@@ -128,6 +128,7 @@ def test_the_directory_of_a_run_that_was_killed_goes_and_that_of_one_that_runs_s
     monkeypatch.setattr(newcomer, "WORK", tmp_path)
     killed = tmp_path / f"{newcomer.NAME}killed"
     (killed / "root").mkdir(parents=True)
+    Path(f"{killed}.lock").touch()
     with newcomer.new_directory() as first, newcomer.new_directory() as second:
         assert not killed.exists()
         assert first.parent.is_dir() and second.parent.is_dir() and first != second
