@@ -218,6 +218,14 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def keep_from_cleaners(directory: Path, *, besides: str) -> None:
+    """Make all below look used now, besides what ends so: cleaners of /tmp and of XDG_RUNTIME_DIR go by times."""
+    for folder, _, names in os.walk(directory):
+        for path in (folder, *(f"{folder}/{name}" for name in names if not name.endswith(besides))):
+            with contextlib.suppress(OSError):
+                os.utime(path, follow_symlinks=False)
+
+
 def unlink_own(path: Path, made: os.stat_result | None) -> None:
     """Remove `path` if it still is the file that was `made` there: another server's socket stays."""
     with contextlib.suppress(OSError):

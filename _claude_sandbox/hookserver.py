@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox import daemon, hooks, managed, registration
+from _claude_sandbox import daemon, hooks, managed, paths, registration
 from _claude_sandbox.attention import Session, Transition
 from _claude_sandbox.board import Board
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.eventlog import EventLog, line, of_event
-from _claude_sandbox.files import write_atomic
+from _claude_sandbox.files import keep_from_cleaners, write_atomic
 from _claude_sandbox.forward import Forward
 from _claude_sandbox.hookboxes import Boxes, Forwards, Say
 from _claude_sandbox.hookcontrol import Control
@@ -37,6 +37,7 @@ from _claude_sandbox.reply import Replied
 from _claude_sandbox.text import printable
 
 REFRESH_SECONDS, IDLE_SECONDS = 5.0, 600.0
+KEEP_SECONDS = 3600.0  # the XDG specification allows a cleaner what was not used for six hours
 STATE_DELAY = 0.08  # seconds between a change and state.json; one write for a burst
 QUIET_SECONDS = 10.0  # between two lines of the log about one sandbox
 
@@ -107,6 +108,7 @@ class Server:
     async def _tick(self) -> None:
         """Once a second: the VMs, the disk, and whether anybody still needs us."""
         needed = refreshed = time.monotonic()
+        kept = float("-inf")
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), 1)
@@ -115,6 +117,10 @@ class Server:
             if not self._has_place():
                 self.say("our directory was removed")
                 return
+            if now - kept >= KEEP_SECONDS:
+                kept = now
+                # A session's file holds a login until it is read: one that was left behind shall look old.
+                await asyncio.to_thread(keep_from_cleaners, paths.runtime_dir(), besides=".session")
             if now - refreshed >= REFRESH_SECONDS:
                 refreshed = now
                 await self.boxes.refresh()

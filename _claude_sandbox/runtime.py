@@ -67,10 +67,11 @@ def make() -> str:
 def places() -> tuple[str, ...]:
     """Every place where it may be, in this environment or another one of this user, made or not.
 
-    What a sandbox may write must neither lie in one of these nor contain one.
+    What a sandbox may write must neither lie in one of these nor contain one. What is another user's is left
+    out: by a symlink in /tmp it would lead anywhere.
     """
-    known = (path(), _recorded(), *former())
-    return tuple(dict.fromkeys(place for place in known if place))
+    known = [place for place in (path(), _recorded(), *former()) if place and _may_be_ours(place)]
+    return tuple(dict.fromkeys([*known, _foreseen_by_nobody()]))
 
 
 def former() -> tuple[str, ...]:
@@ -124,6 +125,17 @@ def _is_free_or_ours(directory: str) -> bool:
     return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid()
 
 
+def _may_be_ours(directory: str) -> bool:
+    try:
+        return _is_free_or_ours(directory)
+    except OSError:
+        return False
+
+
+def _foreseen_by_nobody() -> str:
+    return f"{SHARED}/{APP}-{os.urandom(6).hex()}"
+
+
 def _claim(directory: str) -> bool:
     """Make it, or make it private; False when it is not a directory of ours. Raises OSError."""
     try:  # noqa: SIM105 - contextlib costs an import
@@ -169,7 +181,7 @@ def _make_in_shared() -> str:
         for _ in range(_TRIES):
             if place and _claim(place):
                 return place
-            place = f"{SHARED}/{APP}-{os.urandom(6).hex()}"
+            place = _foreseen_by_nobody()
             _write_record(place)
     raise FileExistsError(17, "Every name that was tried is taken", SHARED)
 

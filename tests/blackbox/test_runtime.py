@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def test_a_server_whose_directory_was_removed_ends_and_harms_no_other(within: Bo
     old.wait(PATIENCE)
     assert daemon.running(hooks.daemon()) and hooks.ask("GET", "/state")["sandboxes"] == []
     assert server(within, within.env)["pid"] != old.pid
+
+
+def test_a_server_keeps_its_directory_from_cleaners(within: Box) -> None:
+    """They take what looks unused for days; registrations and locks are written once."""
+    old = [hooks.registrations() / "x.txt", within.runtime_dir() / "some.ssh"]
+    left = within.runtime_dir() / "killed.session"  # it holds a login
+    for file in (*old, left):
+        file.touch()
+        os.utime(file, (1, 1))
+    hooks.ensure()
+    wait_for(lambda: all(time.time() - file.stat().st_mtime < 60 for file in old))
+    assert left.stat().st_mtime == 1
 
 
 LAST_RELEASE = """

@@ -215,7 +215,8 @@ def test_the_record_lies_in_the_state_directory(home: Path, monkeypatch: pytest.
 
 
 def test_every_place_that_it_may_have_is_known(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert paths.runtime_places() == [shared / f"claude-sandbox-{os.getuid()}"], "it contains no other one"
+    former = shared / f"claude-sandbox-{os.getuid()}"
+    assert former in paths.runtime_places() and list(shared.iterdir()) == [], "nothing is made by asking"
     made = paths.runtime_dir()
     assert made in paths.runtime_places()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(shared.parent / "run"))
@@ -223,6 +224,14 @@ def test_every_place_that_it_may_have_is_known(shared: Path, monkeypatch: pytest
     assert made in found, "in another environment of this user"
     if os.uname().sysname == "Linux":
         assert paths.runtime_dir() in found and shared.parent / "run" / "claude-sandbox" in found
+
+
+def test_another_user_s_link_is_none_of_these_places(shared: Path) -> None:
+    """It could lead to the user's projects, none of which could then be shared."""
+    former = shared / f"claude-sandbox-{os.getuid()}"
+    former.symlink_to(shared.parent / "home")
+    places = paths.runtime_places()
+    assert former not in places and [place.parent for place in places] == [shared], "/tmp itself still counts"
 
 
 def test_an_open_directory_of_ours_is_closed(tmp_path: Path) -> None:
