@@ -199,8 +199,9 @@ def _command(pid: int) -> str:
         return ""
     ours = next((at for at, word in enumerate(words) if os.path.basename(word) in _PROGRAMS), None)
     # Not what follows `--`: that is another program's. No word of it may steer a terminal.
-    command = " ".join(words[ours + 1 :]).partition(" -- ")[0] if ours is not None else ""
-    return "".join(letter for letter in command if letter.isprintable())[:60]
+    command = words[ours + 1 :] if ours is not None else []
+    command = command[: command.index("--")] if "--" in command else command
+    return "".join(letter for letter in " ".join(command) if letter.isprintable())[:60]
 
 
 def is_locked(path: Path) -> bool:

@@ -123,7 +123,16 @@ def check(lima_home: Path, directory: Path, tell: Tell = nobody) -> None:
         if in_store(file) and not _known(file, lima_home):
             with store_lock(tell):
                 file.chmod(MODE)
-                write_record(file, lima_home, file.stat())
+                _complete(file, lima_home)
+
+
+def _complete(file: Path, lima_home: Path) -> None:
+    """`write_record`. On a full disk a start goes on where the record lacks the id of this LIMA_HOME only."""
+    try:
+        write_record(file, lima_home, file.stat())
+    except OSError:
+        if Path(os.path.realpath(lima_home)) not in homes_in(record(file)):
+            raise
 
 
 def tidy(directory: Path) -> None:
@@ -308,7 +317,8 @@ def _note_homes(seen: Seen) -> None:
         for file in [paths.golden_dir() / name for name in names]:
             homes = homes_in(known := record(file))
             if known and home in homes and homes[home] is None:
-                _write(file, {}, homes | {home: lima_homes.identify(home)})
+                with contextlib.suppress(OSError):  # a full disk must not prevent the freeing
+                    _write(file, {}, homes | {home: lima_homes.identify(home)})
 
 
 def _half_made(file: Path) -> bool:

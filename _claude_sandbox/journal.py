@@ -93,7 +93,7 @@ def no_build() -> Iterator[bool]:
         try:
             for path in (_locks() / "builds.lock", *older):
                 stack.enter_context(lock(path, timeout=0))
-        except ClaudeSandboxError:
+        except (ClaudeSandboxError, OSError):  # held, or a full disk: disks can be freed all the same
             stack.close()
             yield False
         else:

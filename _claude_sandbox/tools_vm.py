@@ -7,6 +7,8 @@ Killed at any instant, this leaves the old tools VM working and something that t
                                               or the old one after
     NAME                                      always a whole one
 
+NAME-new that is protected and has no note is another tools VM that was finished under that name: it stays.
+
 The swap note is a file in an instance directory that holds that directory's inode: what a copy of the
 directory (a hand-made clone) carries does not match, so only what we put aside is removed.
 """

@@ -157,3 +157,22 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     LogFile(tmp_path / "none" / "x.log").write(b"x")
     (tmp_path / "full.log").symlink_to("/dev/full")
     LogFile(tmp_path / "full.log").write(b"x")
+
+
+def test_the_holder_s_command_is_named_without_another_program_s(tmp_path: Path) -> None:
+    program, path = tmp_path / "claude_sandbox.py", tmp_path / "a.lock"
+    program.write_text("import sys; print('up', flush=True); sys.stdin.read()")
+    words = ("create", "-c", "\x1b[2Jgolden", "--", "sh", "-c", "SECRET=1")
+    process = subprocess.Popen(
+        [sys.executable, str(program), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        path.write_text(f"{process.pid}\n")
+        assert files.holder(path) == f"process {process.pid} (create -c [2Jgolden)"
+    finally:
+        process.kill()
+        process.communicate()
+    for text in (f"{process.pid}\n", "", "none", "9" * 40):
+        path.write_text(text)
+        assert files.holder(path) == "another process"

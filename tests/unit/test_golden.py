@@ -526,6 +526,33 @@ def test_records_of_an_older_version(linux: Context, home: Path) -> None:
     assert [g.why for g in cache.kept(here)] == [("is empty",)] and golden.free(here) == []
 
 
+def test_a_full_disk_prevents_neither_the_freeing_nor_a_start(
+    linux: Context, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With records of an older version, which lack the id."""
+    tools = base(linux)
+    used, unused = freeze.freeze(linux, tools), freeze.freeze(linux, base(linux, "other", b"another;"))
+    assert used is not None and unused is not None
+    here = linux.lima.home
+    for file in (used, unused):
+        old = {k: v for k, v in disk_users.record(file).items() if k != "home_ids"}
+        write_json(file.with_suffix(".json"), old)
+    (here / lima_homes.MARKER).unlink()
+    shutil.rmtree(here / "other")
+
+    def full(*_args: object, **_keywords: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(golden, "write_json", full)
+    monkeypatch.setattr(lima_homes, "write_atomic", full)
+    golden.check(here, tools.dir)
+    assert [g.path for g in golden.free(here)] == [unused] and used.exists()
+    other = home / "other"
+    shutil.copytree(here, other)
+    with pytest.raises(OSError, match="No space left"):  # nobody would know of its VMs
+        golden.check(other, other / "tools-vm")
+
+
 def test_forgotten_but_there_again_it_is_looked_at(linux: Context, home: Path) -> None:
     file = freeze.freeze(linux, base(linux))
     here = linux.lima.home
