@@ -90,7 +90,8 @@ def rotate(path: Path, limit: int = LOG_LIMIT) -> None:
             return
         with path.open("rb+") as file:
             file.seek(-limit, os.SEEK_END)
-            write_atomic(path.with_name(path.name + ".1"), file.read(), durable=False)
+            with contextlib.suppress(OSError):  # a full disk: then what is old goes
+                write_atomic(path.with_name(path.name + ".1"), file.read(), durable=False)
             file.truncate(0)
 
 

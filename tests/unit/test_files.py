@@ -157,6 +157,10 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     LogFile(tmp_path / "none" / "x.log").write(b"x")
     (tmp_path / "full.log").symlink_to("/dev/full")
     LogFile(tmp_path / "full.log").write(b"x")
+    (tmp_path / "y.log.1").mkdir()  # the previous one cannot be kept: it is bounded all the same
+    for _ in range(50):
+        LogFile(tmp_path / "y.log", 100).write(b"z" * 30)
+    assert (tmp_path / "y.log").stat().st_size <= 130
 
 
 def test_the_holder_s_command_is_named_without_another_program_s(tmp_path: Path) -> None:
