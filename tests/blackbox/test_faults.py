@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -452,6 +453,90 @@ def test_a_protected_sandbox_is_refused(made: Box, words: tuple[str, ...]) -> No
     assert ("claude-sandbox-b" in made.vms()) == (words[0] == "delete")  # the others are still done
     made.limactl("unprotect", APP)
     assert made.run(*words).code == 0 and APP not in made.vms()
+
+
+@pytest.fixture
+def full_disk(made: Box) -> Box:
+    """No new file can be made in our directories."""
+    where = made.root / "full"
+    where.mkdir()
+    (where / "sitecustomize.py").write_text(
+        "import errno, os\nreal = os.open\n"
+        "def full(path, flags, *rest, **named):\n"
+        "    if flags & os.O_CREAT and flags & os.O_EXCL:\n"
+        "        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)\n"
+        "    return real(path, flags, *rest, **named)\n"
+        "os.open = full\n"
+    )
+    made.env["PYTHONPATH"] = str(where)
+    return made
+
+
+@pytest.mark.parametrize("words", [("stop",), ("stop", "-f"), ("stop-all",), ("delete",), ("prune",)])
+def test_a_full_disk_prevents_no_stop_and_no_delete(full_disk: Box, words: tuple[str, ...]) -> None:
+    assert (ended := full_disk.run(*words)).code == 0, ended.text
+    assert alive(full_disk) == []
+    if words[0] in ("delete", "prune"):
+        assert full_disk.vms() == {"tools-vm": "Stopped"}
+        assert not list(full_disk.lima_home.glob(f".*{APP}*"))
+        del full_disk.env["PYTHONPATH"]
+        assert full_disk.run("create").code == 0
+        whole(full_disk)
+
+
+def test_a_full_disk_does_not_let_a_protected_one_go(full_disk: Box) -> None:
+    full_disk.limactl("protect", APP)
+    good_error(full_disk.run("delete"))
+    assert full_disk.vms()[APP] == "Running" and len(alive(full_disk)) == 2
+
+
+@pytest.mark.parametrize("words", [("restart",), ("restart", "-f"), ("start",)])
+def test_a_taken_port_is_found_before_anything_is_stopped_or_written(
+    made: Box, words: tuple[str, ...]
+) -> None:
+    if words == ("start",):
+        assert made.run("stop").code == 0
+    before, text = alive(made), (made.lima_home / APP / "lima.yaml").read_text()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        failed = made.run(*words, "-p", f"{taken.getsockname()[1]}:80")
+        good_error(failed)
+        assert "taken" in failed.err and alive(made) == before
+        assert (made.lima_home / APP / "lima.yaml").read_text() == text
+        assert made.run("start").code == 0
+    whole(made)
+
+
+def test_a_disk_that_would_shrink_is_found_before_anything_is_stopped(made: Box) -> None:
+    before = alive(made)
+    assert made.run("restart", "--disk", "1GiB").code == 2 and alive(made) == before
+
+
+def test_a_restart_on_its_own_ports(ready: Box) -> None:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        port = own.getsockname()[1]
+    assert ready.run("create", "-p", f"{port}:80").code == 0
+    assert ready.run("restart", "-p", f"{port}:81").code == 0
+    assert ready.config(APP)["portForwards"][0]["guestPort"] == 81
+
+
+def test_a_change_with_which_it_does_not_start_is_taken_back(made: Box) -> None:
+    had = made.config(APP)["memory"]
+    made.fault("start", exits=True)
+    good_error(made.run("restart", "--memory", "3GiB"))
+    made.mend()
+    assert made.config(APP)["memory"] == had and made.run("start").code == 0
+    whole(made)
+
+
+def test_a_rebuild_stops_no_vm_of_somebody_else(box: Box) -> None:
+    box.vm("tools-vm")
+    box.limactl("start", "tools-vm")
+    failed = box.run("rebuild-tools-vm", "--from-packages")
+    good_error(failed)
+    assert "did not build it" in failed.err and box.vms() == {"tools-vm": "Running"}
 
 
 @pytest.mark.parametrize("words", [("stop-all",), ("prune",)])
