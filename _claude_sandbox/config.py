@@ -7,6 +7,7 @@ numbered in `load`. `docs/configuration.md` is generated from the table.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +60,13 @@ def _directory(value: Any, base: Path) -> Looked:
 
 
 def _template(value: Any, base: Path) -> str | Looked:
+    """A file, however it is written, or a locator that Lima resolves: a guest must not pass one off as the other."""
     text = values.parse_template(value)
-    return text if ":" in text else _directory(text, base)
+    if not re.match(r"(template|https?|github|oci):", text):
+        return _directory(text.removeprefix("file://"), base)
+    if text.startswith("template:") and ".." in text:
+        raise ValueError(f"{value!r} is no template; write a YAML file or template:NAME")
+    return text
 
 
 def _mounts(value: Any, base: Path) -> tuple[Mount, ...]:

@@ -16,6 +16,7 @@ from _claude_sandbox import (
     render,
     sandbox,
     settings_diff,
+    shares,
     terminal,
 )
 from _claude_sandbox.errors import Cancelled, RefusedError, SandboxNotFoundError, UsageError
@@ -33,7 +34,7 @@ def settings(call: Call) -> int:
     # What is pulled goes where the project's file says; to look, that file need not be in order.
     chosen = call.config_at_hand(ask=True) if call.chosen.action == "diff" else call.config
     guest = _guest(call, chosen)
-    where = chosen.settings
+    where = shares.settings_directory(call.ctx, chosen)
     found = settings_diff.diff(guest, where, call.progress.warn)
     wanted = [d for d in found if not call.chosen.paths or d.path in call.chosen.paths]
     unknown = set(call.chosen.paths) - {d.path for d in found}

@@ -18,6 +18,7 @@ from _claude_sandbox.config import PROJECT_FILE, Config
 from _claude_sandbox.configfile import text_of
 from _claude_sandbox.context import Context, homes
 from _claude_sandbox.errors import RefusedError, StartError, UsageError
+from _claude_sandbox.lima import param_of
 from _claude_sandbox.lookup import Identity, Looked, identity, look, open_directories
 
 Shared = dict[Identity, str]
@@ -90,17 +91,26 @@ def guest_writable(ctx: Context) -> dict[Path, str]:
     import yaml
 
     found: dict[Path, str] = {}
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for file in sorted(ctx.lima.home.glob("*/lima.yaml")):
         try:
             text = file.read_text(encoding="utf-8")
-            document = yaml.load(text, Loader=loader) if vm.MARK_PARAM in text else None
+            locations = _writable_of(text) if vm.MARK_PARAM in text else []
         except (OSError, ValueError, yaml.YAMLError):
             continue  # Lima cannot start it either
-        if isinstance(document, dict):
-            writable = (share.location for share in template.shares_of(document) if share.writable)
-            found |= {look(location).real: file.parent.name for location in writable}
+        found |= {look(location).real: file.parent.name for location in locations}
     return found
+
+
+def _writable_of(text: str) -> list[Path]:
+    """The writable shares of a lima.yaml; a launch has no time to parse a hundred, most of which share one."""
+    import yaml
+
+    mark = vm.Mark.decode(param_of(text).get(vm.MARK_PARAM, ""))
+    if mark and mark.project and text.count("writable:") == text.count("writable: false") + 1:
+        return [mark.project]
+    document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    shares = template.shares_of(document) if isinstance(document, dict) else ()
+    return [share.location for share in shares if share.writable]
 
 
 def settings_directory(ctx: Context, config: Config, writable: Mapping[Path, str] | None = None) -> Path:

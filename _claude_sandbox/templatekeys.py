@@ -139,9 +139,13 @@ def check_self_contained(text: str, origin: str) -> None:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RefusedError(f"{origin} is not readable YAML.", details=str(error)) from error
-    named = {name for name, value in _references(document) if not str(value).startswith("template:")}
+    named = {name for name, value in _references(document) if not _is_limas(str(value))}
     if named:
         raise _refused(origin, sorted(named))
+
+
+def _is_limas(locator: str) -> bool:
+    return locator.startswith("template:") and ".." not in locator
 
 
 def _references(document: object) -> Iterator[tuple[str, object]]:

@@ -143,6 +143,19 @@ def test_a_template_is_approved_with_its_content(ready: Box) -> None:
     assert ready.config(APP)["env"] == {"WHO": "good"}
 
 
+@pytest.mark.parametrize("written", ["file://{}", "{}", "./a:b.yaml", "FILE://{}"])
+def test_a_template_file_is_one_however_it_is_written(ready: Box, written: str) -> None:
+    """What looks like a locator of Lima's would not be bound to its content."""
+    template = ready.project() / "a:b.yaml"
+    template.write_text(json.dumps({"images": [IMAGE], "audio": {"device": "default"}}))
+    wishes(ready, f"template: '{written.format(template)}'\n")
+    asked = ready.run("create")
+    refused(asked)
+    assert "sha256:" in asked.err or "there is nothing in" in asked.err, asked.err
+    wishes(ready, f"template: 'template:../../..{template}'\n")
+    refused(ready.run("approve", "-y"), "is no template")
+
+
 def test_an_approved_template_is_not_read_again_by_lima(ready: Box) -> None:
     """What was hashed is what Lima gets: never the path, which the guest can write."""
     template = ready.project() / "vm.yaml"
