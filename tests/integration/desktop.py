@@ -22,7 +22,7 @@ class Desktop:
     """`env` is what a terminal on it has. Its programs run as the person; `close` ends them."""
 
     def __init__(self, person: Person) -> None:
-        need("Xvfb", "dunst", "dunstctl", "dbus-daemon")
+        need("Xvfb", "dunst", "dunstctl", "dbus-daemon", "busctl")
         self.person = person
         self._place = person.project("desktop")
         self._started: list[subprocess.Popen[str]] = []

@@ -28,7 +28,7 @@ from _claude_sandbox.notice import Notice
 from _claude_sandbox.notifiers import Actions, Desktop, Failed
 
 __all__ = ["server"]
-NEEDED = ("Xvfb", "dunst", "dunstctl", "dbus-daemon")
+NEEDED = ("Xvfb", "dunst", "dunstctl", "dbus-daemon", "busctl")  # dunstctl asks busctl for the history
 MISSING = [program for program in NEEDED if shutil.which(program) is None]
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="a Linux desktop"),
