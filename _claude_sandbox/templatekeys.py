@@ -75,10 +75,20 @@ def _kept(value: Mapping[str, Any], rule: Document, where: str, named: set[str])
         elif isinstance(inner, Mapping):
             kept[key] = _kept(inner, rule[key], f"{name}.", named)
         elif isinstance(inner, list) and all(isinstance(each, Mapping) for each in inner):
-            kept[key] = [_kept(each, rule[key], f"{name}.", named) for each in inner]
+            kept[key] = list(_entries(inner, rule[key], f"{name}.", named))
         elif not _off(inner):
             named.add(name)
     return kept
+
+
+def _entries(inner: list[Any], rule: Document, where: str, named: set[str]) -> Iterator[Document]:
+    """A list's entries; one that has to lose something goes as a whole: half a script is none."""
+    for each in inner:
+        lost: set[str] = set()
+        kept = _kept(each, rule, where, lost)
+        named |= lost
+        if not lost:
+            yield kept
 
 
 def _fits(name: str, value: object) -> bool:
