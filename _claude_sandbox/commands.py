@@ -202,6 +202,10 @@ def _check_words(call: Call) -> None:
     configuration.check_flags(call.flags)
     if call.verb.name == "rebuild-tools-vm":
         tools_verbs.check(call)
+    if call.verb.name == "login":
+        from _claude_sandbox import settings_verbs
+
+        settings_verbs.check_login(call)
     if call.chosen.dir is not None:
         configuration.project_directory(call.chosen.dir)
 
@@ -287,7 +291,8 @@ def _stop(call: Call) -> int:
 
 
 def _restart(call: Call) -> int:
-    done = sandbox.restart(call.ready, call.config_at_hand(ask=True), force=call.chosen.force)
+    config = call.config_at_hand(ask=True)  # before the host's setup: a wrong value installs nothing
+    done = sandbox.restart(call.ready, config, force=call.chosen.force)
     return call.show(done, f"{done.name} is running.")
 
 

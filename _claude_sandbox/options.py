@@ -88,7 +88,7 @@ VERBS = {
         Verb("settings", "compare the settings directory with the sandbox (diff), or take changes over (pull)",
              ("settings diff", "settings pull CLAUDE.md"), ("settings",), force=True),
         Verb("login", "store a long-lived token (from `claude setup-token`) for all sandboxes",
-             ("login", "login < token.txt", "login --forget", "login --undo"), project=False),
+             ("login", "login < token.txt", "login --forget", "login --undo"), ("settings",)),
         Verb("approve", "allow what this project's .claude-sandbox.yaml asks for", ("approve",), force=True),
         Verb("completion", "print a completion script for bash, zsh or fish",
              ('completion bash > ~/.local/share/bash-completion/completions/claude-sandbox',), changes=False,

@@ -94,6 +94,13 @@ def _pull(call: Call, guest: Guest, wanted: list[settings_diff.Difference]) -> i
     return call.show(written, "\n".join(f"changed {render.printable(path)}" for path in written))
 
 
+def check_login(call: Call) -> None:
+    """Raise UsageError for two of its options at once."""
+    typed = [f"--{name}" for name in ("forget", "undo", "take") if getattr(call.chosen, name)]
+    if len(typed) > 1:
+        raise UsageError(f"{' and '.join(typed)} do not go together.", resolution="Say one of them.")
+
+
 def login_verb(call: Call) -> int:
     """Store a token of `claude setup-token` from stdin or a hidden prompt; `--forget` removes it.
 

@@ -31,6 +31,8 @@ CALLS: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (("settings", "diff"), 0, ""), (("settings", "pull", "--dry-run"), 0, ""), (("settings", "pull", "-y"), 0, ""),
     (("settings", "pull", "none"), 2, "error"), (("settings", "diff", "--dry-run"), 0, ""),
     (("login", "--dry-run"), 0, "token_file"), (("login",), 0, "stored"), (("login", "--forget"), 0, "stored"),
+    (("login", "--undo"), 0, "undone"), (("login", "--undo", "--dry-run"), 0, "undone"),
+    (("login", "--take", "--undo"), 2, "error"),
     (("notify", "test", "--dry-run"), 0, "ways"),
     (("restart", "--dry-run"), 0, "name"), (("restart",), 0, "name"),
     (("stop", "--dry-run"), 0, "status"), (("stop",), 0, "status"),

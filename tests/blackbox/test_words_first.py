@@ -32,6 +32,7 @@ BAD = [
     ("rebuild-tools-vm", "--only", "claud"),
     ("rebuild-tools-vm", "--only", ","),
     ("prune", "--cache", "x"),
+    ("login", "--undo", "--forget"),
     ("reply", "app", "yes", "--", "no"),
     ("reply", "app", "--seq", "5"),
     ("events", "--since", "yesterday"),
@@ -82,7 +83,7 @@ def test_nor_with_a_yes_that_would_install(bare: Box) -> None:
 
 def test_a_wrong_value_in_a_file_too(bare: Box) -> None:
     (bare.project() / ".claude-sandbox.yaml").write_text("cpus: none\n")
-    for words in (("create",), ("shell",), (), ("update",), ("settings", "diff"), ("rebuild-tools-vm",)):
+    for words in (("create",), ("shell",), (), ("update",), ("settings", "pull"), ("rebuild-tools-vm",)):
         ended = bare.run(*words)
         assert ended.code == 1 and ".claude-sandbox.yaml:1: cpus" in ended.err and "Lima" not in ended.err, (
             words

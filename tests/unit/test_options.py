@@ -60,11 +60,22 @@ NEEDED = {"settings": ["diff"], "completion": ["bash"], "notify": ["test"], "rep
 
 # Which verbs take an option: those where it has an effect. -y, -v and -q go with every verb.
 MAKES = ["", "shell", "create", "start", "update"]
-PROJECTS = [*MAKES, "restart", "stop", "delete", "status", "info", "settings", "approve", "rebuild-tools-vm"]
+PROJECTS = [
+    *MAKES,
+    "restart",
+    "stop",
+    "delete",
+    "status",
+    "info",
+    "settings",
+    "login",
+    "approve",
+    "rebuild-tools-vm",
+]
 READS = ["status", "list", "info", "watch", "events", "doctor", "completion", "version", "help"]
 TAKERS: dict[str, list[str]] = {
     "dir": PROJECTS,
-    "settings": [*MAKES, "restart", "settings"],
+    "settings": [*MAKES, "restart", "settings", "login"],
     "clone-from": [*MAKES, "status"],
     "template": [*MAKES, "status"],
     "ports": [*MAKES, "restart"],
