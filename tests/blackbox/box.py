@@ -114,6 +114,10 @@ class Box:
         """The program's own directory for sockets, here."""
         return self.runtime / "claude-sandbox" / runtime.key(self.env)
 
+    def hooks_state(self) -> Path:
+        """Where this LIMA_HOME's hooks server keeps its log and state."""
+        return self.home / ".local/state/claude-sandbox" / f"hooks-{runtime.key(self.env)}"
+
     def project(self, name: str = "app") -> Path:
         path = self.root / "p" / name
         path.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ class Desk:
         return [json.loads(file.read_text()) for file in (self.hooks / "sessions").glob("*.json")]
 
     def knows(self, state: str) -> None:
-        file = self.box.home / ".local/state/claude-sandbox/hooks/state.json"
+        file = self.box.hooks_state() / "state.json"
         until(
             lambda: (
                 file.exists() and [s["state"] for s in json.loads(file.read_text())["sessions"]] == [state]
