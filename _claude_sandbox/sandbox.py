@@ -379,8 +379,8 @@ def _delete(ctx: Context, instance: Instance) -> None:
             return
         if vm_processes.running(instance.dir):
             halt.force_stop(ctx, instance.name)
+        hooks.unregister(instance)  # stopped: whatever comes next, a launch registers it again
         _remove(ctx, instance, mark.project)
-    hooks.unregister(instance)
 
 
 def _remove(ctx: Context, instance: Instance, project: Path) -> None:
