@@ -122,20 +122,22 @@ def test_it_is_a_whole_machine(user: Person, one: Path) -> None:
 
 
 def test_mounts_and_disk_follow_the_configuration(user: Person, one: Path) -> None:
-    """Boot 7: mounts added later, one of them read-only inside the project, and a larger disk."""
-    inner, other = one / "vendor", user.project("work", "shared", files={"there.txt": "there\n"})
-    inner.mkdir(exist_ok=True)
-    (inner / "kept.txt").write_text("kept\n")
-    user.own(one)
-    user.cs("restart", "--mount", f"{inner}:ro", "--mount", str(other), "--disk", "12GiB", cwd=one)
+    """Boot 7: mounts added later, a writable one inside one that is not, and a larger disk."""
+    outer = user.project("work", "shared", files={"kept.txt": "kept\n"})
+    inner = user.project("work", "shared", "there", files={"there.txt": "there\n"})
+    user.cs("restart", "--mount", str(inner), "--mount", f"{outer}:ro", "--disk", "12GiB", cwd=one)
     assert way(user, one) == "fast"
-    assert guest(
-        user, one, f"cat {other}/there.txt vendor/kept.txt; touch vendor/x 2> /dev/null || echo refused"
-    ) == ("there\nkept\nrefused")
-    guest(user, one, f"echo back > {other}/back.txt")
-    assert (other / "back.txt").read_text() == "back\n" and not (inner / "x").exists()
+    script = f"cd {outer} && cat there/there.txt kept.txt; touch x 2> /dev/null || echo refused"
+    assert guest(user, one, script) == "there\nkept\nrefused"
+    guest(user, one, f"echo back > {inner}/back.txt")
+    assert (inner / "back.txt").read_text() == "back\n" and not (outer / "x").exists()
     size = int(guest(user, one, "df --output=size -B1 / | tail -n 1"))
     assert size > 11 << 30
+    # The project's own directories are the sandbox's already: it could lead us elsewhere by them.
+    (one / "vendor").mkdir()
+    user.own(one)
+    assert "cannot be shared" in user.cs("restart", "--mount", f"{one / 'vendor'}:ro", cwd=one, code=1).err
+    assert guest(user, one, "echo still here") == "still here"
 
 
 def test_a_power_cut_at_any_time(user: Person, one: Path) -> None:
