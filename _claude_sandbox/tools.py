@@ -97,7 +97,8 @@ TOOLS: tuple[Tool, ...] = (
     Tool("sbt", "jvm", "cd /tmp && sbt --script-version", _SDKMAN, None, ("java",)),
     # Needs its daemon: the client's own version proves nothing.
     Tool("docker", "docker", "docker version --format '{{.Server.Version}}'",
-         _DOCKER, Source("apt", "20.10", ("docker.io",))),
+         # Without apparmor_parser it starts no container where the kernel has AppArmor.
+         _DOCKER, Source("apt", "20.10", ("docker.io", "apparmor"))),
     Tool("docker-compose", "docker", "docker compose version", _DOCKER, None, ("docker",)),
     Tool("docker-buildx", "docker", "docker buildx version", _DOCKER, None, ("docker",)),
 )

@@ -14,6 +14,8 @@ mask getty.target systemd-pstore.service systemd-update-utmp.service systemd-upd
     systemd-journal-flush.service systemd-machine-id-commit.service systemd-ask-password-console.path \
     systemd-ask-password-wall.path dev-hugepages.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
     sys-kernel-config.mount sys-fs-fuse-connections.mount systemd-networkd-wait-online.service
+# Docker loads its containers' profile itself.
+mask apparmor.service
 # Our initrd mounts the root for writing. Nobody logs in before the boot is whole: sshd waits for our init, and
 # a login for logind.
 mask systemd-remount-fs.service systemd-user-sessions.service
