@@ -224,7 +224,7 @@ def both(directory: Path, store: Path, arguments: list[str]) -> int:
         say(two)
         return second(directory, two, arguments)
     except (AssertionError, EOFError, TimeoutError) as error:
-        print(f"\nnewcomer: {error}\n0 passed, 1 failed", flush=True)
+        print(f"\nnewcomer: {str(error).strip()}\n0 passed, 1 failed", flush=True)
         return 1
     finally:
         build_cache.save(store, directory)
