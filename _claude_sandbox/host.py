@@ -181,14 +181,14 @@ def missing_system(project: Path | None = None) -> list[Missing]:
     return out
 
 
-def missing_for_packages() -> list[Missing]:
+def missing_for_packages(project: Path | None = None) -> list[Missing]:
     """What building the tools VM from packages needs besides (spec 8.2; Linux)."""
     from _claude_sandbox import npm
 
     wanted = [("mmdebstrap", "builds a VM image from packages"), ("mke2fs", "makes its file system")]
     if sys.platform != "linux":
         return []
-    if os.geteuid() != 0:
+    if not identity.is_root() or identity.user_to_become(project or Path.cwd()) is not None:
         wanted.append(("newuidmap", "lets it run without root"))
     if npm.configured() is None:  # npm itself knows one; none is built in here
         wanted.append(("npm", "knows where Claude Code is published"))

@@ -103,7 +103,7 @@ def plan(runner: Runner, *, everything: bool = False, project: Path | None = Non
     steps: list[Step] = []
     reachable = manager == "brew" or lima_install.release_reachable()
     if not reachable:
-        missing += host.missing_for_packages()
+        missing += host.missing_for_packages(project)
     names = packages(manager, missing)
     if names and manager is not None:
         steps.append(Step(f"Installing {', '.join(names)}", PACKAGES, install_commands(manager, names)))

@@ -61,7 +61,8 @@ def packages_as_root(call: Call, project: Path) -> None:
 
     if identity.user_to_become(project) is None:
         return
-    plan = installer.plan(LocalRunner(), project=project).packages_only()
+    everything = call.verb.name == "setup"  # its user would ask for the optional ones, too
+    plan = installer.plan(LocalRunner(), everything=everything, project=project).packages_only()
     if plan.steps:
         _apply(call, plan)
 

@@ -352,3 +352,16 @@ def test_a_host_where_nothing_names_an_npm_registry_wants_npm(
     programs("npm")
     assert "npm" not in [item.name for item in host.missing_for_packages()]
     assert setup.package("apt-get", "npm", "x86_64") == "npm"
+
+
+@linux
+def test_root_installs_what_the_user_behind_it_will_need(
+    home: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sudo claude-sandbox setup`: root builds images without uidmap, the user whose VMs these are does not."""
+    programs("mmdebstrap")
+    monkeypatch.setattr(identity, "is_root", lambda: True)
+    for behind, wanted in ((None, False), ("jane", True)):
+        monkeypatch.setattr(identity, "user_to_become", lambda project, behind=behind: behind)
+        names = [item.name for item in host.missing_for_packages(home)]
+        assert ("newuidmap" in names) is wanted

@@ -43,7 +43,7 @@ def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(identity, "is_root", lambda: False)
     monkeypatch.setattr(host, "machine", lambda: "x86_64")
-    monkeypatch.setattr(host, "missing_for_packages", list)
+    monkeypatch.setattr(host, "missing_for_packages", lambda project=None: [])
     monkeypatch.setattr(lima_install, "release_reachable", lambda: True)
 
     def make(programs: str, missing: str, optional: str = "") -> None:
@@ -119,7 +119,9 @@ def test_else_from_go_and_then_packages_for_the_image_too(
 ) -> None:
     machine("apt-get go sudo", "lima")
     monkeypatch.setattr(lima_install, "release_reachable", lambda: False)
-    monkeypatch.setattr(host, "missing_for_packages", lambda: [Missing("mmdebstrap", "builds", False)])
+    monkeypatch.setattr(
+        host, "missing_for_packages", lambda project=None: [Missing("mmdebstrap", "builds", False)]
+    )
     text = "\n".join(lines(recorder))
     assert f"go get -tool github.com/lima-vm/lima/v2/cmd/limactl@v{host.PINNED_LIMA}" in text
     assert "--no-install-recommends mmdebstrap" in text
