@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from box import Box
 
-from _claude_sandbox import vm
+from _claude_sandbox import files, vm
 
 APP = "claude-sandbox-app"
 TOKEN = "sk-ant-oat01-not-a-real-one"
@@ -223,7 +223,8 @@ def test_the_same_project_through_a_symlink_is_one_project(made: Box) -> None:
 
 def test_the_mark_names_instance_and_project(made: Box) -> None:
     found, info = mark(made, APP), made.project().stat()
-    assert found == vm.Mark(vm.SANDBOX, APP, made.project(), info.st_dev, info.st_ino)
+    born = files.birth(made.project())
+    assert found == vm.Mark(vm.SANDBOX, APP, made.project(), info.st_dev, info.st_ino, born)
 
 
 def test_a_hand_made_clone_is_not_ours(made: Box) -> None:

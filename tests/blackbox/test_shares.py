@@ -81,6 +81,12 @@ def test_a_sandbox_that_shares_below_its_project_does_not_follow_what_the_guest_
     data.symlink_to(secret)
     wishes(ready, "mounts: [./data]\n")
     refused(ready.run("restart"), "symlink", str(data))
+    # Found before anything was stopped; a start finds it, too.
+    assert ready.vms()[APP] == "Running" and str(secret) not in json.dumps(ready.config(APP))
+    assert ready.run("stop").code == 0
+    refused(ready.run("start"), "leads through the project")
+    (ready.project() / ".claude-sandbox.yaml").unlink()
+    refused(ready.run("start"), "symlink", str(data))
     assert ready.vms()[APP] == "Stopped" and str(secret) not in json.dumps(ready.config(APP))
 
 

@@ -83,8 +83,8 @@ def test_a_session_of_the_last_release_is_ours_by_its_record(made: Box) -> None:
 
 def test_a_launch_removes_the_login_that_a_killed_one_left(made: Box) -> None:
     """A session's file holds the credential; a launch that was killed never had it read."""
-    where = made.runtime / "claude-sandbox"
-    where.mkdir(mode=0o700, exist_ok=True)
+    where = made.runtime_dir()
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
     left, future, fresh = (where / f"{APP}-{n}.session" for n in (1, 2, 3))
     for file, age in ((left, 400), (future, -400), (fresh, 10)):
         file.write_text('{"env": {"CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-secret"}}')
