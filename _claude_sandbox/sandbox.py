@@ -365,11 +365,12 @@ def delete(ctx: Context, project: Path) -> Sandbox:
 def _delete(ctx: Context, instance: Instance) -> None:
     """The caller holds the project's lock. A kill half-way is finished by the next run (journal).
 
-    Raises RefusedError (protected), LimaError in limactl's words: then the sandbox is still there.
+    Raises RefusedError (protected, a symlink), LimaError in limactl's words: then the sandbox is still there.
     """
     mark = instance.mark
     if mark is None or mark.kind != vm.SANDBOX or mark.project is None:
         raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
+    halt.check_no_link(ctx, instance.name)
     halt.check_unprotected(ctx, instance.name)
     with contextlib.suppress(ClaudeSandboxError):
         ctx.guest(instance).disconnect()

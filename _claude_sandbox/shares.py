@@ -150,8 +150,8 @@ def check_shares(document: Mapping[str, Any]) -> Shared:
     settings = next((s.location for s in shares if s.point == places.SETTINGS_POINT), None)
     for number, share in enumerate(shares):
         shared[_directory(share)] = str(share.location)
-        if share.location == settings:
-            places.check_readable(settings)
+        if share.point == places.SETTINGS_POINT and not share.writable:
+            places.check_readable(share.location)
         else:
             places.check_shareable(share.location, settings, share.writable, project=number == 0)
         places.check_carriable(share.location)
