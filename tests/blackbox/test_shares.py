@@ -81,6 +81,9 @@ def test_a_sandbox_that_shares_below_its_project_does_not_follow_what_the_guest_
     data.symlink_to(secret)
     wishes(ready, "mounts: [./data]\n")
     refused(ready.run("restart"), "symlink", str(data))
+    assert ready.vms()[APP] == "Running", "seen before the stop"
+    assert ready.run("stop").code == 0
+    refused(ready.run("restart"), "symlink", str(data))
     assert ready.vms()[APP] == "Stopped" and str(secret) not in json.dumps(ready.config(APP))
 
 
@@ -204,6 +207,26 @@ def test_a_writable_mount_is_the_guest_s_too(ready: Box) -> None:
     refused(
         ready.run("create", "--mount", str(ready.project()), "--mount", str(ready.project() / "x"), cwd=other)
     )
+
+
+def test_the_order_of_mounts_does_not_matter(ready: Box) -> None:
+    outer = ready.home / "shared"
+    (outer / "sub").mkdir(parents=True)
+    for first, second in ((outer, outer / "sub"), (outer / "sub", outer)):
+        refused(ready.run("create", "--mount", str(first), "--mount", str(second)), f"leads through {outer}")
+
+
+def test_a_loop_of_symlinks_stops_no_other_sandbox(ready: Box) -> None:
+    """Made by the guest of the outer project, where the inner one was."""
+    assert ready.run("create").code == 0
+    inner = ready.project() / "inner"
+    inner.mkdir()
+    assert ready.run("create", cwd=inner).code == 0 and ready.run("stop", cwd=inner).code == 0
+    inner.rmdir()
+    inner.symlink_to(inner)
+    other = ready.project("other")
+    for words in (("create",), ("shell", "--", "true")):
+        assert (ended := ready.run(*words, cwd=other)).code == 0, ended.text
 
 
 def test_a_project_is_not_found_by_a_guest_s_symlink(ready: Box, secret: Path) -> None:
