@@ -29,7 +29,7 @@ _PROC_PIDTBSDINFO, _SZOMB = 3, 5
 
 @dataclass(frozen=True)
 class Identity:
-    """One process. `boot` "" where the host does not tell; `start`: the module's docstring has the units."""
+    """One process. `boot` "" where the host does not report it; `start`: the module's docstring has the units."""
 
     pid: int
     boot: str

@@ -164,7 +164,7 @@ def _after_move(ctx: Context, project: Path) -> Instance | None:
         return None
     instance, sure = found
     old = found[0].mark.project
-    seems = f"This directory {'is' if sure else 'may be'} {old}, moved"
+    seems = f"This directory is {old}, moved" if sure else f"This directory may be {old}, moved"
     if sure:
         answer = ctx.confirm(f"{seems}. Go on with its sandbox {instance.name}?")
     else:  # it has the inode, and --yes has not looked
@@ -237,7 +237,7 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
 def _changed_back_if_it_fails(
     ctx: Context, instance: Instance, document: template.Document, wanted: change.Change
 ) -> Iterator[None]:
-    """A change with which the VM does not start (more memory than there is) stands in no later start's way."""
+    """A change with which the VM does not start (more memory than there is) does not affect later starts."""
     try:
         yield
     except ClaudeSandboxError:

@@ -177,7 +177,7 @@ def _directory(share: template.Share) -> Identity:
         ) from error
     if not stat.S_ISDIR(mode):
         raise StartError(
-            f"{share.location} is no directory any more.", resolution="Bring the directory back."
+            f"{share.location} is not a directory any more.", resolution="Bring the directory back."
         )
     with contextlib.suppress(OSError):  # a symlink that came in this very moment
         if real == share.location:

@@ -1,4 +1,4 @@
-"""Which processes are a VM's: told by what they are, never by a number in a file or by a clock.
+"""Which processes are a VM's: known by what they are, never by a number in a file or by a clock.
 
 Lima's pid files (ha.pid, qemu.pid, vz.pid) hold a number and nothing else. After a crash of the host other
 processes have those numbers, and `limactl stop -f` kills by them (facts/lima.md §13). But both processes of a

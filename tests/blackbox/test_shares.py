@@ -156,7 +156,7 @@ def test_a_template_file_is_one_however_it_is_written(ready: Box, written: str) 
     refused(asked)
     assert "sha256:" in asked.err or "there is nothing in" in asked.err, asked.err
     wishes(ready, f"template: 'template:../../..{template}'\n")
-    refused(ready.run("approve", "-y"), "is no template")
+    refused(ready.run("approve", "-y"), "is not a template")
 
 
 def test_an_approved_template_is_not_read_again_by_lima(ready: Box) -> None:

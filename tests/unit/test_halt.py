@@ -22,8 +22,10 @@ NAME = "claude-sandbox-app"
 
 @contextmanager
 def process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    argv = ["sh", "-c", "echo; sleep 600; :", *arguments]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as child:
+    # It waits without a fork: what a shell forks has the shell's words until it becomes `sleep`.
+    argv = ["sh", "-c", "echo; read -r _; :", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, start_new_session=True) as child:
         assert child.stdout is not None and child.stdout.readline() == b"\n"
         try:
             yield child
