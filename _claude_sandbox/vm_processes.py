@@ -27,13 +27,18 @@ _SETTLE = 0.5  # seconds in which a process that has just begun writes its own p
 _LEFT_BY_THE_DEAD = ("*.sock", "*.tmp")  # what `limactl stop -f` removes with the pid files
 
 
-def running(directory: Path) -> dict[Identity, Path]:
-    """The living processes of the VM in `directory`, each with the pid file that it names."""
-    found = {}
+def running(directory: Path, user: int | None = None) -> dict[Identity, Path]:
+    """The living processes of the VM in `directory`, each with the pid file that it names.
+
+    `user`: whose they are, ours by default. Another user of the host can write any words on a command line.
+    """
+    found, user = {}, os.geteuid() if user is None else user
     for pid in processes.everybody():
         known = processes.identity(pid)
         file = _pid_file(processes.arguments(pid) or [])
-        if known is not None and file is not None and _is(file.parent, directory):
+        if known is None or file is None or not _is(file.parent, directory):
+            continue
+        if processes.may_be_of(pid, user):
             found[known] = file
     return found
 
