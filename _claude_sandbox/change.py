@@ -77,7 +77,7 @@ def check_origin(ctx: Context, config: Config, name: str, origin: Origin | None)
         asked = config.clone_from if key == "clone-from" else config.template
         if not flag.startswith("--") or have == asked:
             continue
-        if origin is None:
+        if origin is None or not origin.known:
             ctx.progress.warn(
                 f"{flag} {asked} has no effect: {name} is there already (it is not recorded what it was made from)."
             )

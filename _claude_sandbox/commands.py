@@ -198,7 +198,7 @@ def run(verb: options.Verb, chosen: argparse.Namespace, rest: Sequence[str]) -> 
 
 
 def _check_words(call: Call) -> None:
-    """What is typed wrongly is told before anything of the host is looked at, or installed (spec 1.12)."""
+    """What is typed wrongly is reported before anything of the host is looked at, or installed (spec 1.12)."""
     configuration.check_flags(call.flags)
     if call.verb.name == "rebuild-tools-vm":
         tools_verbs.check(call)

@@ -17,7 +17,7 @@ def script(shell: str) -> str:
 
 def _bash() -> str:
     verbs, flags = _words()
-    # Before the verb any option may stand; behind it those that it takes.
+    # Before the verb any option is allowed; after it those that it takes.
     taken = "\n".join(
         f'      {name}) _claude_sandbox_offer -W "{" ".join(options.flags_of(options.VERBS[name]))}";;'
         for name in verbs

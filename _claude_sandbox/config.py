@@ -65,7 +65,7 @@ def _template(value: Any, base: Path) -> str | Looked:
     if not re.match(r"(template|https?|github|oci):", text):
         return _directory(text.removeprefix("file://"), base)
     if text.startswith("template:") and ".." in text:
-        raise ValueError(f"{value!r} is no template; write a YAML file or template:NAME")
+        raise ValueError(f"{value!r} is not a template; write a YAML file or template:NAME")
     return text
 
 

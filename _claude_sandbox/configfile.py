@@ -72,7 +72,7 @@ def parse(text: str, file: Path) -> Mapping[str, Entry]:
 
 
 def _value(loader: Any, node: Any, where: str) -> Any:
-    """What a node stands for. Raises ConfigError that begins with `where`."""
+    """The value of a node. Raises ConfigError that begins with `where`."""
     try:
         return loader.construct_object(node, deep=True)
     # PyYAML's constructors raise these besides YAMLError, for `!!bool x`, `!!timestamp x` or `!!int ""`.

@@ -319,7 +319,8 @@ def remove_half_made(ctx: Context, name: str) -> None:
         return
     journal = Journal(ctx.lima.home, name)
     journal.end_child()
-    halt.remove(ctx, name)
+    if not (ctx.lima.home / name).is_symlink():  # somebody else's by now
+        halt.remove(ctx, name)
     journal.end()
 
 

@@ -131,7 +131,7 @@ def _look_at_file(file: Path, seen: Seen) -> set[str]:
         if qcow2.read(file) is None:
             return set()
     except DiskError as error:
-        # Something that only looks like a disk; a VM's own one may stand on anything.
+        # Something that only looks like a disk; a VM's own one may have anything below it.
         if file.name == DISK:
             seen.unreadable.append(error.brief)
         return set()
@@ -146,7 +146,7 @@ def below(file: Path) -> set[str]:
     """Names of the golden files that a disk stands on. Raises DiskError when they cannot be known, OSError."""
     chain = qcow2.chain(file)[1:]
     names = {part.name for part in chain if in_store(part)}
-    # What a missing file stood on is known from its record: both are needed to repair it.
+    # What was below a missing file is known from its record: both are needed to repair it.
     names |= {name for part in chain if in_store(part) for name in texts(record(part).get("below"))}
     if chain and not _is_whole(chain[-1]) and not (in_store(chain[-1]) and record(chain[-1])):
         raise DiskError(f"{file} stands on {chain[-1]}, which is missing or cannot be read.")

@@ -15,7 +15,7 @@ from typing import Any
 from _claude_sandbox.errors import ClaudeSandboxError
 
 LOG_LIMIT = 1 << 20  # bytes of a log; as much again is kept in NAME.1
-PATIENCE = 1.0  # seconds; who has to wait longer for a lock is told for whom
+PATIENCE = 1.0  # seconds; who has to wait longer for a lock is shown who has it
 _PROGRAMS = ("claude_sandbox.py", "claude-sandbox", "rebuild-tools-vm", "claude-hooks-server")
 _AT_FDCWD = -100  # linux/fcntl.h
 _STATX_BTIME = 0x800  # linux/stat.h
@@ -46,7 +46,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = 
 def birth(path: Path) -> int:
     """When a file or directory was made (ns since 1970): a new one that got an old inode has another.
 
-    0 where the file system does not tell (NFS, older tmpfs). Python 3.11 shows it on macOS only, hence
+    0 where the file system does not record it (NFS, older tmpfs). Python 3.11 shows it on macOS only, hence
     statx(2): in glibc since 2.28, in musl since 1.2.3. Raises OSError.
     """
     import ctypes

@@ -85,7 +85,7 @@ def at_a_glance(ctx: Context) -> list[Instance]:
 def moved(ctx: Context, project: Path) -> tuple[Instance, bool] | None:
     """A sandbox whose directory has become `project` by a move, and whether that is sure.
 
-    Not sure: the mark is an older version's, or the file system does not tell when a directory was made,
+    Not sure: the mark is an older version's, or the file system does not record when a directory was made,
     so that `project` may as well be a new one which got the old one's inode.
     """
     for instance in ours(ctx):

@@ -53,7 +53,7 @@ Tell = Callable[[str], None]
 
 
 def nobody(_text: str) -> None:
-    """A Tell for those who have nobody to tell."""
+    """A Tell that drops what it gets."""
 
 
 @contextlib.contextmanager

@@ -91,14 +91,26 @@ def check_unprotected(ctx: Context, name: str) -> None:
         )
 
 
+def check_no_link(ctx: Context, name: str) -> None:
+    """Raise RefusedError where a symlink has the place of a VM's directory: what it leads to would stay."""
+    directory = ctx.lima.home / name
+    if directory.is_symlink():
+        raise RefusedError(
+            f"{name} was not deleted: {name} is a symlink to {os.readlink(directory)}.",
+            details=f"Only what is in {ctx.lima.home} itself is deleted.",
+            resolution=f"Move the directory back to {directory}, or remove both by hand.",
+        )
+
+
 def remove(ctx: Context, name: str) -> None:
     """Stop by force and delete an instance that is ours to delete; nothing of it is there afterwards.
 
-    Raises RefusedError (protected), LimaError (limactl's words; then its directory was not touched by us),
-    ClaudeSandboxError. A symlink of that name is not followed.
+    Raises RefusedError (protected, or a symlink: none is followed), LimaError (limactl's words; then its
+    directory was not touched by us), ClaudeSandboxError.
     """
     directory = ctx.lima.home / name
-    if directory.is_symlink() or not directory.is_dir():
+    check_no_link(ctx, name)
+    if not directory.is_dir():
         return
     check_unprotected(ctx, name)
     if _look(directory):

@@ -20,7 +20,7 @@ Ask = Callable[[str], bool | None]
 
 @dataclass(frozen=True)
 class Collected:
-    """A credential that came back: which sandbox changed it and where on the host it now stands."""
+    """A credential that came back: which sandbox changed it and where on the host it is now."""
 
     sandbox: str
     where: str
@@ -106,7 +106,7 @@ class CredentialLogin:
                 row = record.sandboxes.get(sandbox) or Row(self.store.where)
                 record.sandboxes[sandbox] = replace(row, own=True)
         except (OSError, ClaudeSandboxError) as error:
-            self.warn(f"Not noted that {sandbox} keeps a login of its own: {_reason(error)}")
+            self.warn(f"Not noted that {sandbox} keeps its own login: {_reason(error)}")
         return None
 
     def undo(self) -> str | None:

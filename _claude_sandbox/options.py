@@ -401,7 +401,7 @@ def help_text(verb: Verb) -> str:
 
 
 def outline(argv: Sequence[str]) -> str:
-    """What was typed without any value: the verb, the options, how many words stand behind `--`."""
+    """What was typed without any value: the verb, the options, how many words follow `--`."""
     words = list(itertools.takewhile(lambda word: word != "--", argv))
     at = _find_verb(words)
     verb = [] if at is None else [words[at] if words[at] in VERBS else "…"]

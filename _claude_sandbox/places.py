@@ -263,7 +263,7 @@ def _refused(path: Path, why: str) -> RefusedError:
     return RefusedError(
         f"{path} cannot be shared with a sandbox: {why}.",
         details="Code in the sandbox could change it, and so act on the host, or read what it must not know.",
-        resolution="Work in a directory of its own, such as ~/projects/NAME; share what is needed of it alone.",
+        resolution="Work in a separate directory, such as ~/projects/NAME; share what is needed of it alone.",
     )
 
 

@@ -117,7 +117,8 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         warnings.append(text)
         ctx.progress.warn(text)
 
-    directory = shares.settings_directory(ctx, config)
+    writable = shares.guest_writable(ctx)
+    directory = shares.settings_directory(ctx, config, writable)
     if warning := settings.users_own_warning(directory):
         warn(warning)
     if config.hooks:
@@ -135,7 +136,7 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         directory,
         unfit.append,
         settings_sync.hashes_file(directory, paths.state_dir()),
-        lambda: [config.project, *shares.guest_writable(ctx)],
+        lambda: [config.project, *writable],
     )
     seen = _fingerprint(tree, chosen, instance, config.hooks)
     if not (quick and seen is not None and _prepared(instance) == seen):

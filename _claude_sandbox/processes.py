@@ -29,7 +29,7 @@ _PROC_PIDTBSDINFO, _SZOMB = 3, 5
 
 @dataclass(frozen=True)
 class Identity:
-    """One process. `boot` "" where the host does not tell; `start`: the module's docstring has the units."""
+    """One process. `boot` "" where the host does not report it; `start`: the module's docstring has the units."""
 
     pid: int
     boot: str
@@ -156,6 +156,31 @@ def _arguments_on_macos(pid: int) -> list[str] | None:
     try:
         return psutil.Process(pid).cmdline() or None
     except (psutil.Error, OSError):
+        return None
+
+
+def may_be_of(pid: int, user: int) -> bool:
+    """Whether a process may be `user`'s (a uid): it is no other ordinary user's.
+
+    Root's may be: the kernel gives root what does not let itself be looked at. For root anybody's may be:
+    its VMs run in a user namespace.
+    """
+    owner = _owner(pid)
+    return user == 0 or owner is None or owner in (user, 0)
+
+
+def _owner(pid: int) -> int | None:
+    """The uid; None where that cannot be seen."""
+    if sys.platform == "darwin":
+        import psutil
+
+        try:
+            return int(psutil.Process(pid).uids().effective)
+        except psutil.Error:
+            return None
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
         return None
 
 

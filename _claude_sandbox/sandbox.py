@@ -164,7 +164,7 @@ def _after_move(ctx: Context, project: Path) -> Instance | None:
         return None
     instance, sure = found
     old = found[0].mark.project
-    seems = f"This directory {'is' if sure else 'may be'} {old}, moved"
+    seems = f"This directory is {old}, moved" if sure else f"This directory may be {old}, moved"
     if sure:
         answer = ctx.confirm(f"{seems}. Go on with its sandbox {instance.name}?")
     else:  # it has the inode, and --yes has not looked
@@ -237,7 +237,7 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
 def _changed_back_if_it_fails(
     ctx: Context, instance: Instance, document: template.Document, wanted: change.Change
 ) -> Iterator[None]:
-    """A change with which the VM does not start (more memory than there is) stands in no later start's way."""
+    """A change with which the VM does not start (more memory than there is) does not affect later starts."""
     try:
         yield
     except ClaudeSandboxError:
@@ -365,11 +365,12 @@ def delete(ctx: Context, project: Path) -> Sandbox:
 def _delete(ctx: Context, instance: Instance) -> None:
     """The caller holds the project's lock. A kill half-way is finished by the next run (journal).
 
-    Raises RefusedError (protected), LimaError in limactl's words: then the sandbox is still there.
+    Raises RefusedError (protected, a symlink), LimaError in limactl's words: then the sandbox is still there.
     """
     mark = instance.mark
     if mark is None or mark.kind != vm.SANDBOX or mark.project is None:
         raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
+    halt.check_no_link(ctx, instance.name)
     halt.check_unprotected(ctx, instance.name)
     with contextlib.suppress(ClaudeSandboxError):
         ctx.guest(instance).disconnect()

@@ -20,12 +20,12 @@ def settle(ctx: Context, instance: Instance) -> Instance:
         raise StartError(
             f"Lima cannot read the configuration of {instance.name}: {instance.dir / 'lima.yaml'}",
             details="; ".join(_lima_words(ctx, instance.name)),
-            resolution="Mend that file, or delete the sandbox and create it anew.",
+            resolution="Fix that file, or delete the sandbox and create it again.",
         )
     if ctx.dry:
         return instance
     if vm_processes.make_pid_files_true(instance.dir):
-        ctx.progress.note(f"{instance.name} was left by a host that went down; starting it afresh.")
+        ctx.progress.note(f"{instance.name} was left by a host that went down; starting it again.")
     current = ctx.lima.get(instance.name) or instance
     if current.status == BROKEN:
         # Broken is also what a VM is for a moment while it starts or stops (facts/lima.md §0).

@@ -35,7 +35,7 @@ def ensure(call: Call, check: Callable[[], None]) -> None:
     """Before a verb that starts VMs. Raises HostSetupError, Cancelled.
 
     `check` raises what the command cannot do anyway: it is called when something is missing, before that is
-    told or installed.
+    reported or installed.
     """
     from _claude_sandbox import identity
     from _claude_sandbox import setup as installer

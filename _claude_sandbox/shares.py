@@ -29,14 +29,13 @@ def shares_for(ctx: Context, config: Config) -> tuple[template.Share, ...]:
     """The project, the user's extra mounts and the settings directory. Raises RefusedError, UsageError."""
     writable = guest_writable(ctx)
     shares = [_project(ctx, config, writable)]
-    writable.setdefault(config.project, "this sandbox")
+    for own in (config.project, *(mount.path for mount in config.mounts if mount.writable)):
+        writable.setdefault(own, "this sandbox")
     for mount in config.mounts:
         places.check_carriable(mount.path)
         places.check_shareable(mount.path, config.settings, mount.writable)
         _check_own_way(mount.path, mount.looked or look(mount.path), writable)
         shares.append(template.Share(mount.path, _point_of(ctx, mount.path), mount.writable))
-        if mount.writable:
-            writable.setdefault(mount.path, "this sandbox")
     points = [share.point for share in shares]
     if len(set(points)) != len(points):
         raise UsageError(f"Two mounts would appear at the same place: {', '.join(map(str, points))}")
@@ -97,8 +96,15 @@ def guest_writable(ctx: Context) -> dict[Path, str]:
             locations = _writable_of(text) if vm.MARK_PARAM in text else []
         except (OSError, ValueError, yaml.YAMLError):
             continue  # Lima cannot start it either
-        found |= {look(location).real: file.parent.name for location in locations}
+        found |= {_real(location): file.parent.name for location in locations}
     return found
+
+
+def _real(location: Path) -> Path:
+    try:
+        return look(location).real
+    except ValueError:  # another guest has put a loop of symlinks there: it leads nowhere
+        return location
 
 
 def _writable_of(text: str) -> list[Path]:
@@ -150,8 +156,8 @@ def check_shares(document: Mapping[str, Any]) -> Shared:
     settings = next((s.location for s in shares if s.point == places.SETTINGS_POINT), None)
     for number, share in enumerate(shares):
         shared[_directory(share)] = str(share.location)
-        if share.location == settings:
-            places.check_readable(settings)
+        if share.point == places.SETTINGS_POINT and not share.writable:
+            places.check_readable(share.location)
         else:
             places.check_shareable(share.location, settings, share.writable, project=number == 0)
         places.check_carriable(share.location)
@@ -171,7 +177,7 @@ def _directory(share: template.Share) -> Identity:
         ) from error
     if not stat.S_ISDIR(mode):
         raise StartError(
-            f"{share.location} is no directory any more.", resolution="Bring the directory back."
+            f"{share.location} is not a directory any more.", resolution="Bring the directory back."
         )
     with contextlib.suppress(OSError):  # a symlink that came in this very moment
         if real == share.location:
@@ -255,7 +261,7 @@ def check_base(document: template.Document) -> None:
     for name, text in templatekeys.host_files({**document, "images": []}):  # its disk is made
         path = templatekeys.host_path(text)
         if path is not None:
-            places.check_readable(look(path).real, f"{name} of the base VM")
+            places.check_readable(_real(path), f"{name} of the base VM")
 
 
 def _check_file(name: str, text: str, known: Mapping[Path, str], source: TemplateSource) -> None:
@@ -263,7 +269,10 @@ def _check_file(name: str, text: str, known: Mapping[Path, str], source: Templat
     if path is None:
         templatekeys.refuse(source.name, [f"{name} {text!r}, which is not an absolute path,"])
         return
-    looked = look(path)
+    try:
+        looked = look(path)
+    except ValueError as error:  # a loop of symlinks
+        raise RefusedError(f"{source.name} was not used: {name}: {error}.") from error
     places.check_readable(looked.real, f"{name} of a template")
     guests = looked.passes(known) is not None
     if looked.follows_link_in(known) or (source.text is not None and not guests):

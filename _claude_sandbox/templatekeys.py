@@ -106,7 +106,7 @@ def _off(value: object) -> bool:
 
 
 def host_files(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each file of the host that Lima would read for a VM: the key's name, and the path as it stands there."""
+    """Each file of the host that Lima would read for a VM: the key's name, and the path as it is written there."""
     for image in _maps(document.get("images")):
         for name, part in (("images", image), *((f"images.{k}", image.get(k)) for k in ("kernel", "initrd"))):
             yield from _local(name, part)

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 
 from _claude_sandbox.attention import Transition
 
-MOST = 200  # of one sandbox; what the oldest of them told is over by then
+MOST = 200  # of one sandbox; what the oldest of them reported is over by then
 
 
 class Turns(asyncio.Queue[Transition]):

@@ -125,7 +125,7 @@ def parse_vm_name(value: object) -> str:
 def parse_template(value: object) -> str:
     text = value if isinstance(value, str) else ""
     if not text or text.startswith("-") or any(ord(c) < 32 for c in text):
-        raise ValueError(f"{value!r} is no template; write a YAML file or template:NAME")
+        raise ValueError(f"{value!r} is not a template; write a YAML file or template:NAME")
     return text
 
 

@@ -1,4 +1,4 @@
-"""Which processes are a VM's: told by what they are, never by a number in a file or by a clock.
+"""Which processes are a VM's: known by what they are, never by a number in a file or by a clock.
 
 Lima's pid files (ha.pid, qemu.pid, vz.pid) hold a number and nothing else. After a crash of the host other
 processes have those numbers, and `limactl stop -f` kills by them (facts/lima.md §13). But both processes of a
@@ -27,13 +27,18 @@ _SETTLE = 0.5  # seconds in which a process that has just begun writes its own p
 _LEFT_BY_THE_DEAD = ("*.sock", "*.tmp")  # what `limactl stop -f` removes with the pid files
 
 
-def running(directory: Path) -> dict[Identity, Path]:
-    """The living processes of the VM in `directory`, each with the pid file that it names."""
-    found = {}
+def running(directory: Path, user: int | None = None) -> dict[Identity, Path]:
+    """The living processes of the VM in `directory`, each with the pid file that it names.
+
+    `user`: whose they are, ours by default. Another user of the host can write any words on a command line.
+    """
+    found, user = {}, os.geteuid() if user is None else user
     for pid in processes.everybody():
         known = processes.identity(pid)
         file = _pid_file(processes.arguments(pid) or [])
-        if known is not None and file is not None and _is(file.parent, directory):
+        if known is None or file is None or not _is(file.parent, directory):
+            continue
+        if processes.may_be_of(pid, user):
             found[known] = file
     return found
 

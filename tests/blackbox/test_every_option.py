@@ -128,6 +128,17 @@ def test_packages_come_with_the_next_start(made: Box) -> None:
     assert installed(made).splitlines()[-1].endswith("-- ripgrep")
 
 
+def test_packages_of_a_sandbox_of_an_older_version_are_installed_once(made: Box) -> None:
+    with_apt(made)
+    (made.lima_home / APP / "claude-sandbox.origin").unlink()
+    (Path(made.project()) / ".claude-sandbox.yaml").write_text("packages: [jq]\n")
+    assert made.run("restart").code == 0 and installed(made).count("jq") == 1
+    for verb in ("start", "restart"):
+        assert "jq" not in made.run(verb).err
+    ended = made.run("start", "-q", "-c", "other")
+    assert ended.code == 0 and "--clone-from other has no effect" in ended.err
+
+
 def test_packages_that_cannot_be_installed_are_a_warning(made: Box) -> None:
     (Path(made.project()) / ".claude-sandbox.yaml").write_text("packages: [jq]\n")
     for _ in range(2):

@@ -455,6 +455,20 @@ def test_a_protected_sandbox_is_refused(made: Box, words: tuple[str, ...]) -> No
     assert made.run(*words).code == 0 and APP not in made.vms()
 
 
+def test_a_sandbox_whose_directory_was_moved_is_not_called_deleted(made: Box) -> None:
+    """Moved to a bigger disk, with a symlink in its place: we follow none, so its files would stay."""
+    assert made.run("stop").code == 0
+    there = made.root / "bigger-disk"
+    (made.lima_home / APP).rename(there)
+    (made.lima_home / APP).symlink_to(there)
+    refused = made.run("delete", "-y")
+    good_error(refused)
+    assert f"{APP} is a symlink to {there}" in refused.err and (there / "disk").exists()
+    (made.lima_home / APP).unlink()
+    there.rename(made.lima_home / APP)
+    assert made.run("delete", "-y").code == 0 and APP not in made.vms()
+
+
 @pytest.fixture
 def full_disk(made: Box) -> Box:
     """No new file can be made in our directories."""

@@ -159,7 +159,7 @@ def test_a_template_file_is_one_however_it_is_written(ready: Box, written: str) 
     refused(asked)
     assert "sha256:" in asked.err or "there is nothing in" in asked.err, asked.err
     wishes(ready, f"template: 'template:../../..{template}'\n")
-    refused(ready.run("approve", "-y"), "is no template")
+    refused(ready.run("approve", "-y"), "is not a template")
 
 
 def test_an_approved_template_is_not_read_again_by_lima(ready: Box) -> None:
@@ -210,6 +210,26 @@ def test_a_writable_mount_is_the_guest_s_too(ready: Box) -> None:
     refused(
         ready.run("create", "--mount", str(ready.project()), "--mount", str(ready.project() / "x"), cwd=other)
     )
+
+
+def test_the_order_of_mounts_does_not_matter(ready: Box) -> None:
+    outer = ready.home / "shared"
+    (outer / "sub").mkdir(parents=True)
+    for first, second in ((outer, outer / "sub"), (outer / "sub", outer)):
+        refused(ready.run("create", "--mount", str(first), "--mount", str(second)), f"leads through {outer}")
+
+
+def test_a_loop_of_symlinks_stops_no_other_sandbox(ready: Box) -> None:
+    """Made by the guest of the outer project, where the inner one was."""
+    assert ready.run("create").code == 0
+    inner = ready.project() / "inner"
+    inner.mkdir()
+    assert ready.run("create", cwd=inner).code == 0 and ready.run("stop", cwd=inner).code == 0
+    inner.rmdir()
+    inner.symlink_to(inner)
+    other = ready.project("other")
+    for words in (("create",), ("shell", "--", "true")):
+        assert (ended := ready.run(*words, cwd=other)).code == 0, ended.text
 
 
 def test_a_project_is_not_found_by_a_guest_s_symlink(ready: Box, secret: Path) -> None:

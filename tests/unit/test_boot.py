@@ -219,7 +219,7 @@ def test_a_shared_directory_that_is_gone_is_never_made_anew(project: Path, docum
 def test_one_that_became_a_file_or_a_symlink_is_not_shared(project: Path, document: dict[str, Any]) -> None:
     project.rmdir()
     project.touch()
-    with pytest.raises(StartError, match="is no directory any more"):
+    with pytest.raises(StartError, match="is not a directory any more"):
         shares.check_shares(document)
     project.unlink()
     (project.parent / ".ssh").mkdir()

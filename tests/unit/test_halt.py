@@ -22,8 +22,10 @@ NAME = "claude-sandbox-app"
 
 @contextmanager
 def process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    argv = ["sh", "-c", "echo; sleep 600; :", *arguments]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as child:
+    # It waits without a fork: what a shell forks has the shell's words until it becomes `sleep`.
+    argv = ["sh", "-c", "echo; read -r _; :", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, start_new_session=True) as child:
         assert child.stdout is not None and child.stdout.readline() == b"\n"
         try:
             yield child
@@ -51,6 +53,19 @@ def test_a_process_is_the_vm_s_by_the_pid_file_that_it_names(ctx: Context, home:
         assert pids(directory) == sorted([agent.pid, qemu.pid])
         assert len(pids(other)) == len(pids(elsewhere)) == 1
     assert pids(directory) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
+def test_another_user_s_process_is_never_the_vm_s(ctx: Context) -> None:
+    directory, (me, other) = put_instance(ctx, NAME), (65001, 65002)
+    for user in (me, other):
+        argv = ["sh", "-c", "echo; read -r _; :", f"--pidfile={directory}/ha.pid"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, stdin=pipe, stdout=pipe, user=user, group=user) as child:
+            assert child.stdout is not None and child.stdout.readline() == b"\n"
+            found = [each.pid for each in vm_processes.running(directory, me)]
+            child.kill()
+        assert found == ([child.pid] if user == me else [])
 
 
 def test_lost_pid_files_are_written_again_and_wrong_ones_go(ctx: Context) -> None:

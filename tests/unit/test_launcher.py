@@ -65,7 +65,7 @@ def make_checkout(root: Path) -> Checkout:
     (code / "_claude_sandbox").mkdir(parents=True)
     for name in ("claude-sandbox", "rebuild-tools-vm", "claude-hooks-server"):
         shutil.copy2(ROOT / name, code / name)
-    for name in ("__init__", "bootstrap", "errors", "files", "run"):
+    for name in ("__init__", "bootstrap", "errors", "files", "run", "text"):
         shutil.copy2(ROOT / "_claude_sandbox" / f"{name}.py", code / "_claude_sandbox")
     (code / "requirements.lock").write_text("# nothing\n")
     (code / "claude_sandbox.py").write_text(STAND_IN)

@@ -156,7 +156,7 @@ def test_templates_packages_and_host_switches() -> None:
     assert values.parse_template("template:default") == "template:default"
     odd: list[object] = ["", "--set", "a\nb", None, []]
     for bad in odd:
-        with pytest.raises(ValueError, match="no template"):
+        with pytest.raises(ValueError, match="not a template"):
             values.parse_template(bad)
     assert values.parse_packages("ripgrep, g++,ripgrep") == ("ripgrep", "g++")
     assert values.parse_packages(["libssl-dev"]) == ("libssl-dev",)
