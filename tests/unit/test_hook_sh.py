@@ -155,7 +155,7 @@ def test_queues_of_old_boots_are_bounded(guest: Home) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"HOME": ""}, {"HOME": "/proc"}, {"HOME": "/nonexistent"}, {"PATH": ""}, {"PATH": "/nonexistent"}],
+    [{"HOME": ""}, {"HOME": "/proc"}, {"HOME": "/dev/null/home"}, {"PATH": ""}, {"PATH": "/nonexistent"}],
 )
 def test_whatever_is_wrong_claude_goes_on(guest: Home, wrong: dict[str, str]) -> None:
     shell = shutil.which("sh")
