@@ -20,8 +20,11 @@ def prune_cache(call: Call) -> list[Cached]:
     chosen, home = call.chosen, paths.lima_home()
     if chosen.prefix or chosen.orphans:
         raise UsageError("--cache deletes no sandbox: it goes with neither PREFIX nor --orphans.")
-    if chosen.forget_home and not chosen.dry_run:
-        golden.forget_home(Path(chosen.forget_home), call.progress.note)
+    if chosen.forget_home:
+        if chosen.dry_run:
+            call.tell(f"(forget that VMs in {render.printable(chosen.forget_home)} used disks)")
+        else:
+            golden.forget_home(Path(chosen.forget_home), call.progress.note)
     kept = _kept(call, home)
     doomed = cache.freeable(home)
     if not chosen.json:

@@ -73,12 +73,17 @@ def _target(path: Path) -> Path | None:
         return None
 
 
+# macOS, which has no O_PATH: with O_DIRECTORY for search only (xnu bsd/sys/fcntl.h), as /Users/NAME of mode 711
+# allows it to others.
+_O_EXEC = 0x40000000
+
+
 def identity(directory: Path) -> Identity:
     """Which directory a path without symlinks is, opened name by name: nobody can put one in meanwhile.
 
     Raises OSError: ELOOP or ENOTDIR where a symlink is on the way.
     """
-    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", _O_EXEC)
     fd = os.open("/", flags)
     try:
         for name in directory.parts[1:]:

@@ -95,9 +95,10 @@ def take_over(former: Path, directory: Path) -> None:
     """Move the registrations of this LIMA_HOME's VMs from where the last release had them, by the VM's path
     without symlinks. One that a launch has written since stays. Raises OSError."""
     home = paths.lima_home().resolve()
-    for each in all_in(former):
-        if each.dir.parent.resolve() == home:
+    for file in former.glob("*.json"):  # not all_in, which renames: another HOME's server may read there
+        each = Registration.read(file)
+        if each is not None and each.dir.parent.resolve() == home:
             ours = replace(each, dir=home / each.dir.name)
             if not (directory / f"{ours.tag}.json").exists():
                 ours.write(directory)
-            (former / f"{each.tag}.json").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ def hooks_server(arguments: Sequence[str]) -> int:
 
 
 def stop_all() -> None:
-    """The verb `stop-all`, after the sandboxes: every server of this user. Raises ClaudeSandboxError."""
+    """The verb `stop-all`, after the sandboxes: both servers of this HOME with its LIMA_HOME. Raises ClaudeSandboxError."""
     hooks.stop()
     voice.stop()
 

@@ -6,7 +6,7 @@ ours: a mount, the settings or the project whose path leads through one is refus
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -179,9 +179,18 @@ def _directory(share: template.Share) -> Identity:
         raise StartError(
             f"{share.location} is not a directory any more.", resolution="Bring the directory back."
         )
-    with contextlib.suppress(OSError):  # a symlink that came in this very moment
-        if real == share.location:
+    if real == share.location:
+        try:
             return identity(share.location)
+        except OSError as error:
+            if error.errno not in (
+                errno.ELOOP,
+                errno.ENOTDIR,
+            ):  # these: a symlink that came in this very moment
+                raise StartError(
+                    f"{share.location} cannot be opened: {error.strerror}.",
+                    resolution="Make it, and the directories above it, usable for your user.",
+                ) from error
     raise RefusedError(
         f"{share.location} has become a symlink to {real}.",
         details="A sandbox shares the directory for which it was made, and nothing else.",

@@ -113,14 +113,17 @@ def _remove(directory: Path, kept: Sequence[golden.Golden]) -> None:
 
 
 def _machines(call: Call) -> tuple[list[sandbox.Sandbox], list[Instance]]:
-    """Our sandboxes and tools VMs; none when Lima is not there."""
+    """Our sandboxes and tools VMs; none when Lima is not there. Raises ClaudeSandboxError when it does not answer."""
     try:
         instances = call.ctx.lima.list()
     except HostSetupError:
         return [], []
     except ClaudeSandboxError as error:
-        call.progress.warn(f"VMs are left alone: {error.brief}")
-        return [], []
+        raise ClaudeSandboxError(
+            f"Nothing was removed: which VMs are there is not known. {error.brief}",
+            details=error.details,
+            resolution=error.resolution,
+        ) from error
     bases = [i for i in instances if i.mark is not None and i.mark.kind == vm.TOOLS]
     return sandbox.sandboxes(call.ctx), bases
 

@@ -313,7 +313,7 @@ def test_limactl_prints_garbage_while_creating(ready: Box, verb: str) -> None:
 
 
 @pytest.mark.parametrize(("verb", "words"), [
-    ("list", ("prune",)), ("list", ("stop-all",)),
+    ("list", ("prune",)), ("list", ("stop-all",)), ("list", ("uninstall", "-y")),
     ("list", ("info",)), ("stop", ("stop",)), ("stop", ("restart",)), ("start", ("restart",)),
 ])  # fmt: skip
 @pytest.mark.parametrize("how", [{"fail": "it went wrong"}, {"garbage": True}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from recording import CHILD, Recorder, failed, listed, put_instance, told
 
-from _claude_sandbox import boot, halt, paths, shares, template, vm, vm_processes
+from _claude_sandbox import boot, halt, lookup, paths, shares, template, vm, vm_processes
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import RefusedError, StartError
 from _claude_sandbox.journal import Journal
@@ -225,6 +226,17 @@ def test_one_that_became_a_file_or_a_symlink_is_not_shared(project: Path, docume
     (project.parent / ".ssh").mkdir()
     project.symlink_to(".ssh")
     with pytest.raises(RefusedError, match=r"has become a symlink to .*\.ssh"):
+        shares.check_shares(document)
+
+
+def test_one_that_cannot_be_opened_is_not_called_a_symlink(
+    project: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(directory: Path) -> lookup.Identity:
+        raise PermissionError(errno.EACCES, "Permission denied", str(directory))
+
+    monkeypatch.setattr(shares, "identity", closed)
+    with pytest.raises(StartError, match="cannot be opened: Permission denied"):
         shares.check_shares(document)
 
 

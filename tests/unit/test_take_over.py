@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from _claude_sandbox import registration
+from _claude_sandbox import lima, registration
 from _claude_sandbox.registration import Registration
 
 
@@ -53,3 +53,15 @@ def test_what_a_launch_wrote_since_stays(home: Path, places: tuple[Path, Path]) 
     newer.write(ours)
     registration.take_over(former, ours)
     assert registration.all_in(ours) == [newer] and registration.all_in(former) == []
+
+
+def test_another_home_s_registration_keeps_the_name_under_which_its_server_knows_it(
+    home: Path, places: tuple[Path, Path]
+) -> None:
+    former, ours = places
+    (home / "disk").mkdir()
+    (home / "link").symlink_to(home / "disk")
+    as_written = home / "link" / "app"
+    other = registered(home / "link").write(former).rename(former / f"{lima.tag_as_written(as_written)}.json")
+    registration.take_over(former, ours)
+    assert list(former.iterdir()) == [other] and list(ours.iterdir()) == []
