@@ -31,14 +31,13 @@ def registry(runner: Runner) -> str | None:
     if not value and shutil.which("npm"):
         command = Command(("npm", "config", "get", "registry"), cwd=paths.home())
         value = runner.run(command, timeout=60, changes=False).text.strip()
-    return _address(value) or configured()
+    return _address(value) if value else configured()
 
 
 def configured() -> str | None:
-    """The same as far as variables and files say it, without npm."""
-    return _address(_variable()) or next(
-        filter(None, map(_in_file, (paths.home() / ".npmrc", Path("/etc/npmrc")))), None
-    )
+    """The same as far as variables and files say it, without npm. The first that says anything decides."""
+    files = (paths.home() / ".npmrc", Path("/etc/npmrc"))
+    return _address(next(filter(None, (_variable(), *map(_in_file, files))), ""))
 
 
 def _variable() -> str:
@@ -46,9 +45,9 @@ def _variable() -> str:
     return os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY") or ""
 
 
-def _in_file(file: Path) -> str | None:
+def _in_file(file: Path) -> str:
     match = re.search(r"^registry\s*=\s*(\S+)", _read(file), re.MULTILINE)
-    return _address(match[1] if match else "")
+    return match[1] if match else ""
 
 
 def _address(text: str) -> str | None:

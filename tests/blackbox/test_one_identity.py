@@ -59,7 +59,7 @@ def test_one_vm_has_one_identity(linked: Box) -> None:
         assert ended.code == 0, ended.text
     until(lambda: values(linked, "-R"))
     time.sleep(1)  # for a second forward to begin, if there were two
-    hooks = linked.runtime / "claude-sandbox" / "hooks"
+    hooks = linked.runtime_dir() / "hooks"
     assert len(list((hooks / "sandboxes").glob("*.json"))) == 1
     sockets = list((hooks / "in").glob("*.sock"))
     assert [str(socket) for socket in sockets] == list(values(linked, "-R"))
