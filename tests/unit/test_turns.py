@@ -9,6 +9,7 @@ from box import short_directory
 from test_notifiers import Memory, event, transitions
 
 from _claude_sandbox import hookfeed, notify, turns
+from _claude_sandbox.attention import Session
 from _claude_sandbox.hookfeed import Feed
 from _claude_sandbox.turns import Turns
 
@@ -40,28 +41,23 @@ def test_of_one_sandbox_the_oldest_give_way() -> None:
 
 
 def test_a_flood_delays_no_other_sandbox_s_notification(home: Path) -> None:
-    way, log = Memory(), list[str]()
+    way, log, asked = Memory(), list[str](), list[str]()
+
+    def looked_at(session: Session) -> bool:
+        asked.append(session.sandbox)
+        return False
 
     async def run() -> None:
-        notifier = notify.Notifier(log=log.append, ways=[way], also=[], looked_at=lambda session: looked())
+        notifier = notify.Notifier(log=log.append, ways=[way], also=[], looked_at=looked_at)
         flood = [event("Stop" if n % 2 else "UserPromptSubmit", n, "flood") for n in range(1, 3000)]
         for each in transitions(*flood, event("Stop", 5000, "quiet", last_assistant_message="done")):
             notifier.consider(each)
-        await asyncio.sleep(0)
         while not any("quiet" in line for line in way.log):
             await asyncio.sleep(0.001)
-        assert looked.count <= 5
         await notifier.close()
 
-    class Looked:
-        count = 0
-
-        def __call__(self) -> bool:
-            self.count += 1
-            return False
-
-    looked = Looked()
     asyncio.run(asyncio.wait_for(run(), 20))
+    assert asked.index("quiet") <= 5
     assert len(log) == 1 and "too many changes" in log[0]
 
 
