@@ -79,8 +79,7 @@ class Call:
 
     @property
     def _flags(self) -> dict[str, Any]:
-        flags = {row.key: getattr(self.chosen, row.key, None) for row in configuration.SETTINGS if row.flags}
-        return {**flags, "dir": self.chosen.dir}
+        return {**self.flags, "dir": self.chosen.dir}
 
     @cached_property
     def config(self) -> configuration.Config:
