@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox import capture, daemon, processes, remote, voice
+from _claude_sandbox import capture, daemon, processes, program, remote, voice
 from _claude_sandbox.audio import Desk, Limits, Line
 from _claude_sandbox.files import read_json, write_json
 from _claude_sandbox.guest import guest_script
@@ -74,7 +74,7 @@ class Server:
             self._sign(name, False)
         self._save()
         control = await asyncio.start_unix_server(self._controlled, voice.daemon().socket)
-        self._log(f"started, version {daemon.version()}")
+        self._log(f"started, version {program.version()}")
         try:
             needed = time.monotonic()
             while not self._stop.is_set():

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import os
 import signal
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import __version__, processes, run, runtime
+from _claude_sandbox import processes, program, run, runtime
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.files import LOG_LIMIT, LogFile, is_locked, listens, lock, read_json, rotate, write_json
 from _claude_sandbox.run import Command
@@ -35,48 +33,14 @@ START_SECONDS, STOP_SECONDS = 30.0, 8.0
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between two starts of a worker that crashes
 LIVED = 10.0  # seconds after which a worker's end is no failed start
 TRIES = 12  # failed starts in a row, then the parent gives up (about 3 minutes)
-# Files of a wheel's package that a checkout has beside it: no server reads them.
-ELSEWHERE = ("hook.sh", "tools-vm.yaml")
 # What a server that outlives a command must not keep: logins and Claude's own variables.
 _SECRET = ("ANTHROPIC_", "CLAUDE_CODE_", "CLAUDECODE")
 
 
-@functools.cache
-def version() -> str:
-    """Ours, with a sum over the program's files: a checkout changes without a new number.
-
-    Over what is in them, so that the same code is the same however it was installed, and looked at once in
-    a process: a program that goes on over an update is still the old one. 5 ms.
-    """
-    package = Path(__file__).parent
-    total = 0
-    for name in sorted(_sources(str(package))):
-        total = zlib.crc32(name.encode(), total)
-        total = zlib.crc32((package / name).read_bytes(), total)
-    return f"{__version__}+{total:08x}"
-
-
-def _sources(package: str, below: str = "") -> Iterator[str]:
-    """What belongs to the program, by its path in the package: not what Python, editors or the Finder leave."""
-    for entry in os.scandir(f"{package}/{below}"):
-        name = entry.name
-        if name.startswith(".") or name.endswith(("~", ".pyc")) or name == "__pycache__":
-            continue
-        if not below and name in ELSEWHERE:
-            continue
-        if entry.is_dir():
-            yield from _sources(package, f"{below}{name}/")
-        elif entry.is_file():
-            yield below + name
-
-
 def own_command(verb: str, *arguments: str) -> Command:
-    """Our own program with a server's verb, by this Python, without secrets in its environment."""
-    prefix = f"pycache_prefix={sys.pycache_prefix}" if sys.pycache_prefix else ""
-    flags = ("-E", "-s", *(("-X", prefix) if prefix else ()))
-    program = Path(__file__).resolve().parent.parent / "claude_sandbox.py"
+    """Our own program with a server's verb, without secrets in its environment."""
     dropped = dict.fromkeys((name for name in os.environ if name.startswith(_SECRET)), None)
-    return Command((sys.executable, *flags, str(program), verb, *arguments), dropped, cwd=Path("/"))
+    return Command(program.own_argv(verb, *arguments), dropped, cwd=Path("/"))
 
 
 @dataclass(frozen=True)
@@ -189,7 +153,7 @@ def _serves_us(daemon: Daemon) -> bool:
 
 
 def _is_current(daemon: Daemon) -> bool:
-    return held(daemon) and told(daemon).get("version") == version()
+    return held(daemon) and told(daemon).get("version") == program.version()
 
 
 def _gone(daemon: Daemon, timeout: float) -> bool:
@@ -311,7 +275,7 @@ def has_place(daemon: Daemon, fd: int) -> bool:
 def _write_pid(daemon: Daemon) -> None:
     me = processes.identity(os.getpid())
     assert me is not None
-    write_json(daemon.pid_file, {**me.to_json(), "version": version(), "argv0": sys.argv[0]})
+    write_json(daemon.pid_file, {**me.to_json(), "version": program.version(), "argv0": sys.argv[0]})
 
 
 # -- inside: the worker --------------------------------------------------------------------------

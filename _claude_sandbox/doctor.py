@@ -9,7 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import accel, capture, daemon, golden, hooks, host, identity, lima_install, paths, vm
+from _claude_sandbox import (
+    accel,
+    capture,
+    daemon,
+    golden,
+    hooks,
+    host,
+    identity,
+    lima_install,
+    paths,
+    program,
+    vm,
+)
 from _claude_sandbox.config import users_own
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.run import Command, Runner
@@ -223,7 +235,7 @@ def _hooks_server() -> Check:
         return Check(name, True, "does not run; it is started when a sandbox needs it")
     if not daemon.running(hooks.daemon()):
         return Check(name, False, f"runs but does not answer; its log is {hooks.daemon().log}", remedy)
-    if daemon.told(hooks.daemon()).get("version") != daemon.version():
+    if daemon.told(hooks.daemon()).get("version") != program.version():
         return Check(name, None, "runs in another version; the next Claude replaces it", remedy)
     return Check(name, True, "runs")
 

@@ -12,6 +12,7 @@ from _claude_sandbox import remote
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.files import listens
 from _claude_sandbox.lima import Instance
+from _claude_sandbox.program import package_file
 from _claude_sandbox.remote import ENVELOPE
 from _claude_sandbox.run import TIMED_OUT, Command, Result, Runner
 
@@ -32,7 +33,7 @@ _MASTER = (
 
 def guest_script(name: str) -> str:
     """The text of a script that runs in the guest, from our package data `guest/`."""
-    return (Path(__file__).parent / "guest" / name).read_text(encoding="utf-8")
+    return package_file("guest", name).read_text(encoding="utf-8")
 
 
 class Guest:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox import daemon, hooks, managed, paths, registration
+from _claude_sandbox import daemon, hooks, managed, paths, program, registration
 from _claude_sandbox.attention import Session, Transition
 from _claude_sandbox.board import Board
 from _claude_sandbox.errors import ClaudeSandboxError
@@ -80,7 +80,7 @@ class Server:
         self._said: dict[str, tuple[float, int]] = {}
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
-        self._about = {"pid": os.getpid(), "started": time.time(), "version": daemon.version()}
+        self._about = {"pid": os.getpid(), "started": time.time(), "version": program.version()}
 
     # -- its life --------------------------------------------------------------------------------
 

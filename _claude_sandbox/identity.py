@@ -17,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from _claude_sandbox import vm
+from _claude_sandbox import program, vm
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.run import Command, Runner
 
@@ -110,7 +110,7 @@ def _person(uid: int) -> pwd.struct_passwd | None:
 
 def _check_readable(entry: pwd.struct_passwd) -> None:
     """Python goes on loading its files after the change of user: they must be readable then."""
-    needed = (Path(__file__).parent, Path(os.__file__).parent, Path(sys.prefix))
+    needed = (program.PACKAGE, Path(os.__file__).parent, Path(sys.prefix))
     groups, gid = os.getgroups(), os.getegid()
     try:
         os.initgroups(entry.pw_name, entry.pw_gid)

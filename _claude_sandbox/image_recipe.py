@@ -10,11 +10,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from importlib.resources.abc import Traversable
 
 from _claude_sandbox import host_packages
 from _claude_sandbox.errors import HostSetupError
+from _claude_sandbox.program import package_file
 from _claude_sandbox.run import Runner
 from _claude_sandbox.tools import Tool, apt_packages
 
@@ -135,7 +135,7 @@ def recipe(runner: Runner, tools: Sequence[Tool], pins: Mapping[str, str], *, sm
 
 def guest_files() -> dict[str, bytes]:
     """Our files for the image's root, by path: those of every tools VM and those of an image."""
-    top = resources.files("_claude_sandbox") / "guest"
+    top = package_file("guest")
     found = dict(walk(top / "files")) | dict(walk(top / "image"))
     for name in ("provision/image.sh", *_BESIDE):
         beside = SETUP.rpartition("/")[0] + "/" + name.rpartition("/")[2]

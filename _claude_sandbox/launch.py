@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from _claude_sandbox import (
@@ -16,6 +16,7 @@ from _claude_sandbox import (
     panes,
     paths,
     prepare,
+    program,
     remote,
     terminal,
     voice,
@@ -121,16 +122,22 @@ def _leave_note(
         "control": str(guest.control_path),
         "pids": [int(file.read_text()) for file in pid_files],
     }
-    code = Path(__file__).parent
     watch = [
         *pid_files, instance.dir / "lima.yaml", instance.ssh_config, paths.config_file(), paths.token_file(),
-        config.project / PROJECT_FILE, config.settings / credential.FILE, "/etc/localtime", code, code / "__init__.py",
+        config.project / PROJECT_FILE, config.settings / credential.FILE, "/etc/localtime", *_program(),
         *given.looked_at,
     ]  # fmt: skip
     warm.save(
         str(config.project), began=began, session=session, env=env, watch=map(str, watch),
         lock=str(project_lock_path(config.project)),
     )  # fmt: skip
+
+
+def _program() -> Iterator[Path]:
+    """Our own files and their directories: a note of another version is not followed."""
+    files = [program.package_file(name) for name in program.source_files()]
+    yield from {file.parent for file in files}
+    yield from files
 
 
 def _origins(given: Given) -> dict[str, tuple[str, str]] | None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from _claude_sandbox import remote
-from _claude_sandbox.errors import ConfigError
 from _claude_sandbox.guest import guest_script
+from _claude_sandbox.program import outside_file
 
 HOOK = "/usr/lib/claude-sandbox/hook.sh"
 SETTINGS = "/etc/claude-code/managed-settings.d/50-claude-sandbox.json"
@@ -58,13 +57,7 @@ def files() -> dict[str, bytes]:
 
 def _hook() -> bytes:
     """hook.sh: at the top of a checkout, in the package in a wheel."""
-    here = Path(__file__).resolve().parent
-    for file in (here.parent / "hook.sh", here / "hook.sh"):
-        try:
-            return file.read_bytes()
-        except OSError:
-            continue
-    raise ConfigError("hook.sh is missing from this installation.", resolution="Install it anew.")
+    return outside_file("hook.sh").read_bytes()
 
 
 def delivery() -> str:

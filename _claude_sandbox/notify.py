@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import bring, config, hooks, panes, paths, remote, reply
+from _claude_sandbox import bring, config, hooks, panes, paths, program, remote, reply
 from _claude_sandbox.attention import DONE, Session, Transition
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.files import read_json, write_json
@@ -331,7 +331,4 @@ def environment() -> Mapping[str, str]:
 
 def open_line(uuid: str) -> str:
     """A line for sh that brings the user to a session: of our own words, the name is checked."""
-    import claude_sandbox
-
-    program = str(Path(claude_sandbox.__file__))
-    return remote.shell_quote((sys.executable, program, "_open", uuid))
+    return remote.shell_quote(program.own_argv("_open", uuid))

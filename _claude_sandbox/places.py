@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox import paths
+from _claude_sandbox import paths, program
 from _claude_sandbox.errors import RefusedError
 
 FALLBACK = Path("/mnt/project")
@@ -110,8 +110,7 @@ class Row:
 
 def _running() -> Iterator[Path]:
     """The code that runs now, and the Python environment that it runs in."""
-    package = Path(__file__).resolve().parent
-    yield package.parent if (package.parent / "claude_sandbox.py").exists() else package
+    yield program.checkout() or program.PACKAGE
     if sys.prefix != sys.base_prefix:
         yield Path(sys.prefix)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import panes, paths, prepare, terminal, voice
+from _claude_sandbox import panes, paths, prepare, program, terminal, voice
 from _claude_sandbox.context import Context
 from _claude_sandbox.errors import ClaudeNotInstalledError, ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.files import write_atomic
@@ -79,9 +78,7 @@ def run_in_new_tmux(ctx: Context, tmux: Tmux, session: Session) -> int:
     name = f"{session.vm}-{os.getpid()}"
     file = session_file(name)
     session.save(file)
-    import claude_sandbox
-
-    argv = (sys.executable, str(Path(claude_sandbox.__file__)), "_session", str(file))
+    argv = program.own_argv("_session", str(file))
     try:
         mark = session_mark(session.vm, tag(ctx.lima.home / session.vm), session.uuid)
         return _after_tmux(ctx, tmux, name, ctx.runner.foreground(tmux.new(name, argv, mark)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from _claude_sandbox import remote
 from _claude_sandbox.files import write_atomic
 from _claude_sandbox.paths import private_dir
+from _claude_sandbox.program import package_file
 
 SHARED = "ssh.sock"  # in the instance directory: where Lima looks for its own master
 KEPT = "claude-sandbox.sock"  # beside it; Lima clones no *.sock, and removes them with a VM that hangs
@@ -20,7 +21,7 @@ def environment(runtime: Path) -> dict[str, str | None]:
     The script (ssh-wait.sh) and what it saves are described there; Lima itself calls plain `ssh`.
     """
     directory = private_dir(runtime / "ssh-wait")
-    text = Path(__file__).with_name("ssh-wait.sh").read_bytes()
+    text = package_file("ssh-wait.sh").read_bytes()
     target = directory / "ssh"
     # Never rewritten in place: a start that goes on may be reading it.
     if not target.exists() or target.read_bytes() != text:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from _claude_sandbox import image, template
 from _claude_sandbox.errors import ConfigError
 from _claude_sandbox.image_recipe import walk
+from _claude_sandbox.program import outside_file, package_file
 from _claude_sandbox.tools import Tool
 
 Document = dict[str, Any]
@@ -21,10 +21,7 @@ def load() -> Document:
     """tools-vm.yaml: beside the package in a checkout, in it in a wheel. Raises ConfigError."""
     import yaml
 
-    here = Path(__file__).resolve().parent
-    file = next((f for f in (here.parent / "tools-vm.yaml", here / "tools-vm.yaml") if f.is_file()), None)
-    if file is None:
-        raise ConfigError("tools-vm.yaml is missing from this installation.", resolution="Install it anew.")
+    file = outside_file("tools-vm.yaml")
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -53,7 +50,7 @@ def from_cloud(document: Mapping[str, Any], tools: Sequence[Tool], meant: templa
     """tools-vm.yaml with its scripts inside, and the tools that are wanted."""
     param = {name: str(value) for name, value in document["param"].items()}
     param["tools"] = " ".join(tool.name for tool in tools if tool.ubuntu)
-    top = resources.files("_claude_sandbox") / "guest"
+    top = package_file("guest")
     scripts: list[Document] = [
         {
             "mode": "data",
@@ -89,7 +86,7 @@ def _complete(
 
 
 def _mark_script() -> Document:
-    script = resources.files("_claude_sandbox") / "guest" / "provision" / "mark.sh"
+    script = package_file("guest", "provision", "mark.sh")
     return {"mode": "system", "script": script.read_text(encoding="utf-8")}
 
 

@@ -18,6 +18,7 @@ PACKAGE = "_claude_sandbox"
 LEVELS: tuple[tuple[str, ...], ...] = (
     # 0 what can go wrong
     ("errors", "remote", "runtime", "text", "lookup"),
+    ("program",),
     # 1 the host: where things live, files, processes
     ("files",),
     ("paths", "run", "progress", "hookevent", "processes", "templatekeys"),

@@ -22,7 +22,7 @@ import pytest
 from box import ROOT, short_directory
 from hookplay import PATIENCE, Guest, Play, connect, read_answer, request, wait_for
 
-from _claude_sandbox import daemon, eventlog, hooks, processes
+from _claude_sandbox import daemon, eventlog, hooks, processes, program
 from _claude_sandbox.errors import ClaudeSandboxError
 
 
@@ -281,7 +281,7 @@ def test_a_second_server_by_hand_leaves_the_first_alone(up: Play) -> None:
 def test_a_stale_pid_file_harms_nothing(play: Play, noted: str | None) -> None:
     file = hooks.daemon().pid_file
     if noted is None:  # a process id that belongs to somebody else by now
-        noted = json.dumps({"pid": os.getpid(), "started": time.time() - 9999, "version": daemon.version()})
+        noted = json.dumps({"pid": os.getpid(), "started": time.time() - 9999, "version": program.version()})
     file.write_text(noted)
     assert not hooks.running() and not hooks.stop()
     assert hooks.ensure() and parent() != os.getpid()

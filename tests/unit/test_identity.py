@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recording import Recorder, failed
 
-from _claude_sandbox import host, identity, vm
+from _claude_sandbox import host, identity, program, vm
 from _claude_sandbox.errors import HostSetupError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ except PermissionError:
 def test_a_user_who_cannot_read_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir(mode=0o700)
-    monkeypatch.setattr(identity, "__file__", str(hidden / "identity.py"))
+    monkeypatch.setattr(program, "PACKAGE", hidden)
     with pytest.raises(HostSetupError, match="cannot read this program"):
         identity._check_readable(person(1, "daemon"))
 

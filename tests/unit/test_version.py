@@ -1,4 +1,4 @@
-"""The version by which a server is known to be of this program (daemon.version)."""
+"""The version by which a server is known to be of this program (program.version)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from _claude_sandbox import daemon
+from _claude_sandbox import program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +21,7 @@ def installed(tmp_path: Path) -> Path:
     """The package as pip has it: other times, two files more in it, compiled."""
     package = tmp_path / "site" / "_claude_sandbox"
     shutil.copytree(ROOT / "_claude_sandbox", package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in daemon.ELSEWHERE:
+    for name in program.OUTSIDE:
         shutil.copyfile(ROOT / name, package / name)
     for file in package.rglob("*"):
         os.utime(file, (1_000_000_000, 1_000_000_000))
@@ -29,20 +29,20 @@ def installed(tmp_path: Path) -> Path:
 
 
 def version(package: Path) -> str:
-    program = "from _claude_sandbox import daemon; print(daemon.version(), daemon.__file__)"
+    code = "from _claude_sandbox import program; print(program.version(), program.__file__)"
     ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=package.parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True, check=True
     )
     told, file = ran.stdout.split()
-    assert file == str(package / "daemon.py")
+    assert file == str(package / "program.py")
     return told
 
 
 def test_the_same_code_installed_in_two_ways_is_the_same(installed: Path) -> None:
-    assert version(installed) == daemon.version()
+    assert version(installed) == program.version()
     (installed / ".DS_Store").touch()
     (installed / "guest" / "init~").touch()
-    assert version(installed) == daemon.version()
+    assert version(installed) == program.version()
 
 
 @pytest.mark.parametrize("place", ["hookevent.py", "guest/hooks-deliver.pl", "guest/files/new/script"])
@@ -52,11 +52,11 @@ def test_a_difference_anywhere_is_noticed(installed: Path, place: str) -> None:
     with file.open("a") as text:
         text.write("#\n")
     os.utime(file, (1_000_000_000, 1_000_000_000))
-    assert version(installed) != daemon.version()
+    assert version(installed) != program.version()
 
 
 def test_what_a_wheel_has_elsewhere_is_left_out() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     inside = {Path(place).name for place in included.values() if place.startswith("_claude_sandbox/")}
-    assert inside == {*daemon.ELSEWHERE}
+    assert inside == {*program.OUTSIDE}
