@@ -9,7 +9,7 @@ from _claude_sandbox import __version__
 from _claude_sandbox.errors import ClaudeSandboxError
 
 if TYPE_CHECKING:
-    from _claude_sandbox.sandbox import Sandbox
+    from _claude_sandbox.sandbox.lifecycle import Sandbox
 
 __all__ = [
     "ClaudeSandboxError",
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
     """`from claude_sandbox import Sandbox`, without a cost for the command line."""
     if name != "Sandbox":
         raise AttributeError(name)
-    from _claude_sandbox.sandbox import Sandbox
+    from _claude_sandbox.sandbox.lifecycle import Sandbox
 
     return Sandbox
 
@@ -39,12 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["_audio-server"]:
         return main_audio_server(words[1:])
     if "shell" in words:
-        from _claude_sandbox import warm
+        from _claude_sandbox.session import fast_shell
 
-        warm.become_shell(words)  # comes back when it has to be done the whole way
-    from _claude_sandbox import cli
+        fast_shell.become_shell(words)  # comes back when it has to be done the whole way
+    from _claude_sandbox.cli import main as cli_main
 
-    return cli.main(words)
+    return cli_main.main(words)
 
 
 def main_rebuild_tools_vm() -> int:
@@ -54,14 +54,14 @@ def main_rebuild_tools_vm() -> int:
 
 def main_hooks_server(argv: list[str] | None = None) -> int:
     """The executable `claude-hooks-server`."""
-    from _claude_sandbox import servers
+    from _claude_sandbox.cli import servers
 
     return servers.hooks_server(sys.argv[1:] if argv is None else argv)
 
 
 def main_audio_server(argv: list[str] | None = None) -> int:
     """The executable `claude-audio-server`."""
-    from _claude_sandbox import servers
+    from _claude_sandbox.cli import servers
 
     return servers.audio_server(sys.argv[1:] if argv is None else argv)
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A hook of Claude Code: takes one event (JSON on stdin) and makes sure that the host hears of it.
 #
-# In a sandbox Claude sources it (managed.py) and the event goes into a queue on the guest's disk,
+# In a sandbox Claude sources it (hooks/guest_setup.py) and the event goes into a queue on the guest's disk,
 # $HOME/.claude-sandbox/hooks/BOOT/N, in order of N, whole or not at all. hooks-deliver.pl brings it to the
 # host, again until that has it. By hand: `CLAUDE_HOOKS_SOCKET=… hook.sh <payload`.
 #

@@ -206,8 +206,8 @@ def measure(posts: int, events: int) -> dict[str, object]:
             os.environ[name] = str(root / where)
         for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "DISPLAY", "DBUS_SESSION_BUS_ADDRESS"):
             os.environ.pop(name, None)
-        from _claude_sandbox import hooks
-        from _claude_sandbox.registration import Registration
+        from _claude_sandbox.hooks import client as hooks_client
+        from _claude_sandbox.hooks.registration import Registration
 
         boxes = []
         for number in range(12):
@@ -216,17 +216,17 @@ def measure(posts: int, events: int) -> dict[str, object]:
             for file in ("ha.pid", "qemu.pid"):
                 (directory / file).write_text(str(os.getpid()))
             box = Registration(f"box-{number}", directory, "/p", "x", directory / "ssh.config", 1000)
-            box.write(hooks.registrations())
+            box.write(hooks_client.registrations())
             boxes.append(box)
         # A session of its own, as ours has: Linux shares a busy machine's time out by session.
         argv = [sys.executable, "-c", PLAIN, str(root / "plain.sock")]
         plain = subprocess.Popen(argv, start_new_session=True)
         try:
-            hooks.ensure()
-            worker = psutil.Process(hooks.ask("GET", "/state")["server"]["pid"])
+            hooks_client.ensure()
+            worker = psutil.Process(hooks_client.ask("GET", "/state")["server"]["pid"])
             while not (root / "plain.sock").exists():
                 time.sleep(0.05)
-            senders = [Sender(hooks.intake_socket(box.tag)) for box in boxes]
+            senders = [Sender(hooks_client.intake_socket(box.tag)) for box in boxes]
             cpu = {
                 "ours": lambda: sum(worker.cpu_times()[:2]),
                 "plain": lambda: sum(psutil.Process(plain.pid).cpu_times()[:2]),
@@ -242,15 +242,15 @@ def measure(posts: int, events: int) -> dict[str, object]:
         finally:
             plain.kill()
             plain.wait()
-            hooks.stop()
+            hooks_client.stop()
 
 
 def latency(name: str) -> None:
     """Each event: guest's hook to the host (by two clocks), and on to a reader of the feed."""
-    from _claude_sandbox import eventfeed
-    from _claude_sandbox.hookevent import Event
+    from _claude_sandbox.hooks import feed_client
+    from _claude_sandbox.hooks.event import Event
 
-    for item in eventfeed.follow():
+    for item in feed_client.follow():
         if isinstance(item, Event) and item.sandbox == name:
             now = time.time_ns()
             on_the_way, to_us = (item.received_ns - item.time_ns) / 1e6, (now - item.received_ns) / 1e6

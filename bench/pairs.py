@@ -80,17 +80,18 @@ class Plain:
     """limactl with the same binary, LIMA_HOME, user namespace and accelerator as ours."""
 
     def __init__(self) -> None:
-        from _claude_sandbox import accel, host, identity, paths
-        from _claude_sandbox.run import LocalRunner
+        from _claude_sandbox.host import accelerator, inventory, run_as
+        from _claude_sandbox.system import paths
+        from _claude_sandbox.system.run import LocalRunner
 
         runner = LocalRunner()
         self.home = paths.lima_home()
-        self.prefix = identity.limactl_prefix(runner)
-        self.limactl = host.find_limactl(runner).path
-        found = accel.detect(runner)
+        self.prefix = run_as.limactl_prefix(runner)
+        self.limactl = inventory.find_limactl(runner).path
+        found = accelerator.detect(runner)
         self.accelerator = found.kind
         # Without what we add for our own VMs: Lima's own words for its CPU.
-        self.start_env = {k: v.replace(accel.SLOW_STRINGS, "") for k, v in found.start_env.items() if v}
+        self.start_env = {k: v.replace(accelerator.SLOW_STRINGS, "") for k, v in found.start_env.items() if v}
 
     def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         call([*self.prefix, self.limactl, *arguments], {"LIMA_HOME": str(self.home), **(env or {})})
@@ -112,13 +113,14 @@ def make_instances(home: Path, number: int) -> None:
     """Stopped instances with our mark: a lima.yaml is all that `list` reads."""
     import yaml
 
-    from _claude_sandbox import template, vm
+    from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
+    from _claude_sandbox.vm import mark as vm_mark
 
     (home / "p").mkdir()
     for index in range(number):
         name = f"claude-sandbox-bench-{index}"
-        mark = vm.mark_for(name, home / "p")
-        share = template.Share(home / "p", Path("/mnt/project"), True)
+        mark = vm_mark.mark_for(name, home / "p")
+        share = vm_lima_yaml.Share(home / "p", Path("/mnt/project"), True)
         base = {
             "images": [{"location": "/nonexistent.qcow2", "arch": "x86_64"}],
             "arch": "x86_64",
@@ -126,7 +128,9 @@ def make_instances(home: Path, number: int) -> None:
             "memory": "4GiB",
             "disk": "20GiB",
         }
-        document = template.build(base, template.Meant(mark, vm.GuestUser("bench", 1000), (share,)))
+        document = vm_lima_yaml.build(
+            base, vm_lima_yaml.Meant(mark, vm_mark.GuestUser("bench", 1000), (share,))
+        )
         (home / name).mkdir()
         (home / name / "lima.yaml").write_text(yaml.safe_dump(document))
     if os.geteuid() == 0:
@@ -142,10 +146,10 @@ def shell(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
 
 def ssh(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
     """The same beside ssh through our own master, with the same login shell in the same directory."""
-    from _claude_sandbox import paths
-    from _claude_sandbox.guest import Guest
-    from _claude_sandbox.lima import Instance
-    from _claude_sandbox.run import LocalRunner
+    from _claude_sandbox.lima.limactl import Instance
+    from _claude_sandbox.lima.ssh import Guest
+    from _claude_sandbox.system import paths
+    from _claude_sandbox.system.run import LocalRunner
 
     name = name_of(project)
     guest = Guest(LocalRunner(), Instance(name, "", plain.home / name), paths.runtime_dir())
@@ -155,7 +159,7 @@ def ssh(plain: Plain, pairs: int, project: Path) -> dict[str, object]:
 
 
 def _true(project: Path) -> Side:
-    """The third one is warm: the first prepares the guest, the second leaves a note (warm.py)."""
+    """The third one is warm: the first prepares the guest, the second leaves a note (session/fast_shell.py)."""
     argv = [OURS, "shell", "-d", str(project), "--", "true"]
     return Side("claude-sandbox shell -- true", lambda: call(argv))
 

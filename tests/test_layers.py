@@ -1,7 +1,4 @@
-"""The direction of the imports, read from the source: each module imports only from lower levels.
-
-LEVELS is the one place where a module's level stands; a module that is not in it fails the test.
-"""
+"""The folders of design.md: which room may import from which, and what every room keeps to."""
 
 from __future__ import annotations
 
@@ -15,45 +12,36 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "_claude_sandbox"
 
-LEVELS: tuple[tuple[str, ...], ...] = (
-    # 0 what can go wrong
-    ("errors", "remote", "runtime", "text", "lookup"),
-    ("program",),
-    # 1 the host: where things live, files, processes
-    ("files",),
-    ("paths", "run", "progress", "hookevent", "processes", "templatekeys"),
-    # 2 values, and single tools of the host
-    ("warm", "vm", "values", "configfile", "manifest", "journal", "accel", "kernel", "npm", "qcow2", "qemu", "login_record",
-     "ssh_wait", "swap", "tmux", "forward", "tools", "terminal", "bootstrap", "attention", "daemon", "unixhttp", "hookfeed", "eventhistory", "lima_homes", "origin", "vm_processes"),
-    # 3 configuration, limactl, what a user and a place are
-    ("disk_users", "approval"),
-    ("config", "lima", "identity", "places", "template", "credential", "golden", "host_packages",
-     "first_run", "board", "turns", "hookintake", "hookcontrol", "notice", "dialog", "capture"),
-    ("registration", "eventlog", "voice", "login_shared"),
-    ("guest", "host", "options", "login", "settings", "image_recipe", "reference", "hooks"),
-    ("context", "managed", "cache", "eventfeed", "completion", "lima_install", "image_root", "tools_try",
-     "panes"),
-    ("timings", "halt", "settings_sync", "shares", "reply", "bring", "notifiers", "audio"),
-    ("find", "boot", "freeze", "setup", "doctor", "login_sync", "settings_diff", "image", "notifier_mac"),
-    ("first_boot", "working", "prepare", "tools_document", "attending", "notify"),
-    # 4 where steps are ordered
-    ("create", "settle", "session", "hookboxes", "audiosign"),
-    ("change", "launch", "tools_vm", "hookserver", "audioserver"),
-    ("servers", "sandbox"),
-    # 5 what a user sees
-    ("render",),
-    ("setup_host", "settings_verbs", "tools_verbs", "uninstall", "hook_verbs", "watch",
-     "disk_verbs"),
-    ("people",),
-    ("commands",),
-    ("cli",),
-)  # fmt: skip
+# folder: what it may import besides itself, errors and the version. No name comes before one that it needs.
+FOLDERS = {
+    "errors": "",
+    "system": "",
+    "config": "system",
+    "lima": "system config",
+    "host": "system lima",
+    "disks": "system config lima",
+    "vm": "system config lima disks",
+    "base_vm": "system lima disks vm",
+    "hooks": "system lima",
+    "credentials": "system lima",
+    "claude_home": "system config lima vm hooks credentials",
+    "terminals": "system hooks",
+    "notify": "system config hooks terminals",
+    "voice": "system lima terminals notify",
+    "sandbox": "system config lima host disks vm base_vm hooks credentials claude_home terminals",
+    "session": "system config lima vm claude_home terminals voice",
+    "cli": "system config lima host disks vm base_vm hooks credentials claude_home terminals notify voice"
+    " sandbox session",
+}
 
 PROCESSES = {"subprocess", "multiprocessing"}
 HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 # Modules of the servers: only a server's process imports them at its start, so they may import asyncio there.
-SERVER = {"turns", "hookboxes", "hookcontrol", "hookfeed", "hookintake", "hookserver", "unixhttp", "forward",
-          "notify", "notifiers", "notifier_mac", "audio", "audiosign", "audioserver"}  # fmt: skip
+SERVER = {
+    "hooks.turns", "hooks.served", "hooks.control", "hooks.feed", "hooks.intake", "hooks.server", "system.unix_http",
+    "lima.socket_forward", "notify.notifier", "notify.channels", "notify.channel_macos", "voice.stream",
+    "voice.indicator", "voice.server",
+}  # fmt: skip
 
 
 def sources() -> list[Path]:
@@ -64,16 +52,18 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts)
 
 
+def folder(name: str) -> str:
+    return name.partition(".")[0]
+
+
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(module, line) of every import below `tree`; `from _claude_sandbox import x` is `_claude_sandbox.x`."""
+    """(module, line) of every import below `tree`; `from _claude_sandbox.x import y` is `_claude_sandbox.x.y`."""
     if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test):
         return  # never carried out
     if isinstance(tree, ast.Import):
         yield from ((alias.name, tree.lineno) for alias in tree.names)
-    elif isinstance(tree, ast.ImportFrom) and tree.module == PACKAGE:
-        yield from ((f"{PACKAGE}.{alias.name}", tree.lineno) for alias in tree.names)
     elif isinstance(tree, ast.ImportFrom) and tree.module:
-        yield tree.module, tree.lineno
+        yield from ((f"{tree.module}.{alias.name}", tree.lineno) for alias in tree.names)
     for child in ast.iter_child_nodes(tree):
         yield from imports(child)
 
@@ -86,40 +76,55 @@ def at_start(tree: ast.Module) -> Iterator[tuple[str, int]]:
         yield from imports(node)
 
 
-def level(name: str) -> int:
-    for number, names in enumerate(LEVELS):
-        if name in names:
-            return number
-    raise AssertionError(f"{name} has no level: add it to LEVELS in {__file__}")
-
-
 @functools.cache
 def modules() -> dict[str, ast.Module]:
     return {module(p): ast.parse(p.read_text()) for p in sources() if p.name != "__init__.py"}
 
 
-def test_the_table_names_the_modules_that_are_there() -> None:
-    listed = [name for names in LEVELS for name in names]
-    assert sorted(listed) == sorted(set(listed))
-    assert sorted(listed) == sorted(modules())
+def own(name: str) -> Iterator[tuple[str, int]]:
+    """(module, line) of every import of ours in `name`, by the longest module that the words name."""
+    for target, line in imports(modules()[name]):
+        words = target.removeprefix(f"{PACKAGE}.")
+        if target == words or words == "__version__":
+            continue
+        yield (words if words in modules() else words.rpartition(".")[0]), line
+
+
+def test_the_table_names_the_folders_that_are_there() -> None:
+    assert set(FOLDERS) == {folder(name) for name in modules()}
+
+
+def test_the_table_has_no_circle() -> None:
+    done: set[str] = {"errors"}
+    for name, below in FOLDERS.items():
+        assert set(below.split()) <= done, f"{name} comes too early"
+        done.add(name)
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_go_downward(name: str) -> None:
-    for target, line in imports(modules()[name]):
-        if not target.startswith(f"{PACKAGE}."):
-            continue
-        other = target.removeprefix(f"{PACKAGE}.")
-        if other != "__version__":
-            assert level(other) < level(name), f"{name}:{line} imports {other}, which is not below it"
+def test_imports_go_down_the_table_only(name: str) -> None:
+    here = folder(name)
+    allowed = {here, "errors", *FOLDERS[here].split()}
+    for target, line in own(name):
+        assert target in modules(), f"{name}:{line} imports {target}, which is not there"
+        assert folder(target) in allowed, f"{name}:{line} imports {target}: {here} may not"
+
+
+def test_no_circle_inside_a_folder() -> None:
+    """Also none hidden in a function."""
+    below = {name: {target for target, _ in own(name)} - {name} for name in modules()}
+    while below:
+        free = {name for name, targets in below.items() if not targets & below.keys()}
+        assert free, f"a circle among {sorted(below)}"
+        below = {name: targets for name, targets in below.items() if name not in free}
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_only_run_starts_processes(name: str) -> None:
     tree = modules()[name]
-    if name != "run":
+    if name != "system.run":
         assert not [line for target, line in imports(tree) if target.split(".")[0] in PROCESSES]
-    if name not in ("run", "warm"):  # warm becomes ssh, and says why it does so itself
+    if name not in ("system.run", "session.fast_shell"):  # it becomes ssh, and says why it does so itself
         calls = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
         starts = ("system", "popen", "posix_spawn", "fork", "execv", "execve", "execvp", "execvpe", "forkpty")
         assert not [
@@ -138,8 +143,12 @@ def test_heavy_imports_are_made_where_they_are_used(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(modules().keys() - SERVER))
 def test_the_command_line_does_not_import_a_server_at_its_start(name: str) -> None:
-    servers = {f"{PACKAGE}.{server}" for server in SERVER}
-    assert not [(target, line) for target, line in at_start(modules()[name]) if target in servers]
+    servers = tuple(f"{PACKAGE}.{server}" for server in SERVER)
+    assert not [
+        (target, line)
+        for target, line in at_start(modules()[name])
+        if f"{target}.".startswith(tuple(f"{s}." for s in servers))
+    ]
 
 
 def test_the_front_door_holds_no_logic_and_imports_nothing_heavy() -> None:

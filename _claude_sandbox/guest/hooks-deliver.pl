@@ -1,4 +1,4 @@
-# Brings the queued events of hook.sh to the host: as the remote command of the forward (forward.py), from
+# Brings the queued events of hook.sh to the host: as the remote command of the forward (lima/socket_forward.py), from
 # when the socket is there until stdin ends. $ARGV[0]: the socket. Perl without modules that perl-base lacks.
 #
 # In order of each queue, batch by batch, each again until the host has answered which is the last that it

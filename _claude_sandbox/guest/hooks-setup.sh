@@ -1,4 +1,4 @@
-# As root: puts what makes Claude Code tell of itself (managed.py) in place. $1: a directory with the files
+# As root: puts what makes Claude Code tell of itself (hooks/guest_setup.py) in place. $1: a directory with the files
 # under their paths. Each is replaced by a rename: a Claude that starts meanwhile reads a whole one.
 set -eu
 umask 022

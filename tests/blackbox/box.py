@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
-from _claude_sandbox import runtime, vm
+from _claude_sandbox.system import runtime_dir as system_runtime_dir
+from _claude_sandbox.vm import mark as vm_mark
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
@@ -112,11 +113,11 @@ class Box:
 
     def runtime_dir(self) -> Path:
         """The program's own directory for sockets, here."""
-        return self.runtime / "claude-sandbox" / runtime.key(self.env)
+        return self.runtime / "claude-sandbox" / system_runtime_dir.key(self.env)
 
     def hooks_state(self) -> Path:
         """Where this LIMA_HOME's hooks server keeps its log and state."""
-        return self.home / ".local/state/claude-sandbox" / f"hooks-{runtime.key(self.env)}"
+        return self.home / ".local/state/claude-sandbox" / f"hooks-{system_runtime_dir.key(self.env)}"
 
     def project(self, name: str = "app") -> Path:
         path = self.root / "p" / name
@@ -152,14 +153,14 @@ class Box:
 
     def tools_vm(self, name: str = "tools-vm") -> Path:
         """A stopped tools VM of ours with `claude` in it."""
-        mark = vm.Mark(vm.TOOLS, name).encode()
+        mark = vm_mark.Mark(vm_mark.TOOLS, name).encode()
         directory = self.vm(
             name,
             {
                 "vmType": "qemu", "cpus": 2, "memory": "2GiB", "disk": "20GiB", "mountType": "9p",
                 "user": {"name": "tester", "uid": 1000, "home": "/home/tester.guest"},
-                "param": {vm.MARK_PARAM: mark}, "containerd": {"system": False, "user": False},
-                "provision": [{"mode": "system", "script": f"#!/bin/sh\n# PARAM_{vm.MARK_PARAM}\n"}],
+                "param": {vm_mark.MARK_PARAM: mark}, "containerd": {"system": False, "user": False},
+                "provision": [{"mode": "system", "script": f"#!/bin/sh\n# PARAM_{vm_mark.MARK_PARAM}\n"}],
             },
         )  # fmt: skip
         self.limactl("protect", name)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox import hooks
-from _claude_sandbox.registration import Registration
+from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.hooks.registration import Registration
 
-SAMPLES = Path(__file__).resolve().parents[1] / "unit" / "hooks"
+SAMPLES = Path(__file__).resolve().parents[1] / "unit" / "hooks" / "samples"
 PATIENCE = 60.0  # seconds; the machine may be busy
 
 
@@ -72,7 +72,7 @@ class Guest:
 
     @property
     def socket(self) -> Path:
-        return hooks.intake_socket(self.registration.tag)
+        return hooks_client.intake_socket(self.registration.tag)
 
     def boots(self) -> None:
         for file in ("ha.pid", "qemu.pid"):
@@ -128,16 +128,16 @@ class Play:
         registration = Registration(
             name, directory, f"/p/{name}", f"lima-{name}", directory / "ssh.config", 1000
         )
-        registration.write(hooks.registrations())
+        registration.write(hooks_client.registrations())
         guest = Guest(registration)
         if boots:
             guest.boots()
         self.guests.append(guest)
-        hooks.nudge()
+        hooks_client.nudge()
         return guest
 
     def state(self) -> dict[str, Any]:
-        return hooks.ask("GET", "/state")
+        return hooks_client.ask("GET", "/state")
 
     def session(self, guest: Guest, session_id: str = "s1") -> dict[str, Any]:
         """{} when the server does not know it."""
@@ -147,16 +147,16 @@ class Play:
         return mine[0] if mine else {}
 
     def log(self) -> str:
-        return (hooks.state_directory() / "server.log").read_text()
+        return (hooks_client.state_directory() / "server.log").read_text()
 
     def events(self) -> list[tuple[str, str]]:
         """(sandbox, id) of everything in the event log."""
-        from _claude_sandbox import eventlog
+        from _claude_sandbox.hooks import log as hooks_log
 
-        return [(event.sandbox, event.id) for event in eventlog.logged(hooks.state_directory())]
+        return [(event.sandbox, event.id) for event in hooks_log.logged(hooks_client.state_directory())]
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[Callable[[], dict[str, Any]]]:
         """A program on the feed; the yielded function reads its next line."""
-        with connect(hooks.feed_socket()) as client, client.makefile("rb") as file:
+        with connect(hooks_client.feed_socket()) as client, client.makefile("rb") as file:
             yield lambda: json.loads(file.readline())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from box import ROOT, Box
 
-from _claude_sandbox import vm
+from _claude_sandbox.vm import mark as vm_mark
 
 APP = "claude-sandbox-app"
 VERBS = (
@@ -34,6 +34,7 @@ def made(ready: Box) -> Box:
 # -- help, version, usage ------------------------------------------------------------------------
 
 
+@pytest.mark.spec("2.2")
 @pytest.mark.parametrize(
     "words", [("--help",), ("-h",), ("help",), ("--version",), ("version",), ("shell", "-h")]
 )
@@ -51,16 +52,19 @@ def test_each_verb_s_help_has_examples(box: Box, verb: str) -> None:
     assert ended.code == 0 and "examples:" in ended.out and verb in ended.out
 
 
+@pytest.mark.spec("2.2")
 def test_unknown_command_names_the_nearest(box: Box) -> None:
     ended = box.run("staus")
     assert ended.code == 2 and "Unknown command: staus" in ended.err and "status" in ended.err
 
 
+@pytest.mark.spec("2.2")
 def test_unknown_option_names_the_nearest(box: Box) -> None:
     ended = box.run("status", "--jsn")
     assert ended.code == 2 and "--jsn" in ended.err and "--json" in ended.err
 
 
+@pytest.mark.spec("2.2")
 @pytest.mark.parametrize(
     "words",
     [
@@ -79,11 +83,13 @@ def test_bad_values_are_usage_errors_before_anything_is_made(ready: Box, words: 
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("2.1")
 def test_missing_directory(box: Box) -> None:
     ended = box.run("-d", str(box.root / "gone"), "status")
     assert ended.code == 1 and f"Directory not found: {box.root / 'gone'}" in ended.err
 
 
+@pytest.mark.spec("2.1")
 def test_options_before_and_after_the_verb(ready: Box) -> None:
     other = ready.project("other")
     assert ready.run("-d", str(other), "create", "--cpus", "1").code == 0
@@ -91,6 +97,7 @@ def test_options_before_and_after_the_verb(ready: Box) -> None:
     assert ready.run("--json", "-d", str(other), "info").json()["sandbox"]["name"] == "claude-sandbox-other"
 
 
+@pytest.mark.spec("2.1")
 def test_sizes_ports_and_mounts_arrive_in_the_vm_s_config(ready: Box) -> None:
     extra = ready.project("extra")
     ended = ready.run(
@@ -110,6 +117,7 @@ def test_sizes_ports_and_mounts_arrive_in_the_vm_s_config(ready: Box) -> None:
 # -- the bare command ----------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.1", "6.1")
 def test_bare_command_creates_and_runs_claude(ready: Box) -> None:
     project = ready.project()
     ended = ready.run()
@@ -121,12 +129,14 @@ def test_bare_command_creates_and_runs_claude(ready: Box) -> None:
     assert ready.vms() == {APP: "Running", "tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("1.1")
 def test_bare_command_again_uses_the_running_vm(made: Box) -> None:
     assert made.run().code == 0
     assert made.calls("limactl", "start") == [] and made.calls("limactl", "clone") == []
     assert len(made.claude_runs(APP)) == 1
 
 
+@pytest.mark.spec("4.7")
 def test_bare_command_starts_a_stopped_vm(made: Box) -> None:
     made.run("stop")
     assert made.run().code == 0
@@ -138,12 +148,14 @@ def test_claude_s_exit_code_is_ours(made: Box) -> None:
     assert made.run().code == 7
 
 
+@pytest.mark.spec("2.1")
 def test_arguments_behind_the_dashes_go_to_claude_unchanged(made: Box) -> None:
     words = ["--resume", "it's", "a b", "$HOME", "--", "-d", "*"]
     made.run("--", *words)
     assert made.claude_runs(APP)[-1]["args"] == ["--permission-mode", "bypassPermissions", *words]
 
 
+@pytest.mark.spec("6.1")
 def test_the_user_s_own_permission_mode_wins(made: Box) -> None:
     made.run("--", "--permission-mode", "plan")
     assert made.claude_runs(APP)[-1]["args"] == ["--permission-mode", "plan"]
@@ -160,6 +172,7 @@ def test_a_vm_without_claude_is_a_clear_error(made: Box) -> None:
 # -- tmux ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.1", "6.2")
 def test_new_tmux_session_detach_and_attach_again(made: Box) -> None:
     made.with_tmux()
     (made.guest(APP) / "claude.sleep").write_text("30")
@@ -187,12 +200,14 @@ def sessions(box: Box) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.spec("6.2")
 def test_exit_code_comes_through_tmux(made: Box) -> None:
     made.with_tmux()
     (made.guest(APP) / "claude.rc").write_text("9")
     assert made.tty().code == 9
 
 
+@pytest.mark.spec("6.2")
 def test_the_session_s_environment_reaches_it_without_a_trace(made: Box) -> None:
     """A running tmux server does not hand on our environment, and argv would show the secret."""
     made.with_tmux()
@@ -205,6 +220,7 @@ def test_the_session_s_environment_reaches_it_without_a_trace(made: Box) -> None
     assert left == []
 
 
+@pytest.mark.spec("6.2")
 def test_inside_tmux_the_session_is_renamed(made: Box) -> None:
     made.with_tmux()
     (made.guest(APP) / "claude.sleep").write_text("2")
@@ -219,6 +235,7 @@ def test_inside_tmux_the_session_is_renamed(made: Box) -> None:
     assert sessions(made) == [APP]
 
 
+@pytest.mark.spec("6.2")
 def test_without_tmux_claude_runs_directly(made: Box) -> None:
     ended = made.tty()
     assert ended.code == 0 and "fake claude in" in ended.out
@@ -227,12 +244,14 @@ def test_without_tmux_claude_runs_directly(made: Box) -> None:
 # -- shell ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.2")
 def test_shell_reads_commands_from_stdin(made: Box) -> None:
     ended = made.run("shell", input="pwd; echo to-stderr >&2; exit 3\n")
     assert ended.code == 3
     assert ended.out.splitlines()[0] == str(made.project()) and "to-stderr" in ended.err
 
 
+@pytest.mark.spec("1.2")
 def test_shell_runs_a_command_in_the_login_environment(made: Box) -> None:
     ended = made.run("shell", "--", "sh", "-c", 'command -v claude; echo "$1"; exit 4', "sh", "a 'b' $c")
     assert ended.code == 4
@@ -240,6 +259,7 @@ def test_shell_runs_a_command_in_the_login_environment(made: Box) -> None:
     assert path.endswith("/.local/bin/claude") and argument == "a 'b' $c"
 
 
+@pytest.mark.spec("1.2")
 def test_shell_on_a_terminal_is_a_login_shell(made: Box) -> None:
     ended = made.tty("shell", talk=[("/p/app", "shopt -q login_shell && echo log''in; pwd; exit 5\n")])
     assert ended.code == 5 and "login" in ended.out and str(made.project()) in ended.out
@@ -248,6 +268,7 @@ def test_shell_on_a_terminal_is_a_login_shell(made: Box) -> None:
 # -- stop, restart, stop-all ---------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.3")
 def test_stop(made: Box) -> None:
     ended = made.run("stop")
     assert ended.code == 0 and APP in ended.text
@@ -255,11 +276,13 @@ def test_stop(made: Box) -> None:
     assert made.run("stop").code == 0
 
 
+@pytest.mark.spec("1.3")
 def test_stop_without_a_vm_is_success(box: Box) -> None:
     assert box.run("stop").code == 0
     assert box.run("stop", "-f").code == 0
 
 
+@pytest.mark.spec("1.3")
 def test_stop_by_force_when_broken(made: Box) -> None:
     directory = made.lima_home / APP
     os.kill(int((directory / "ha.pid").read_text()), 9)
@@ -270,6 +293,7 @@ def test_stop_by_force_when_broken(made: Box) -> None:
     assert made.run("stop", "-f").code == 0
 
 
+@pytest.mark.spec("1.3")
 def test_restart_applies_changed_settings(made: Box) -> None:
     assert made.run("restart", "--cpus", "3", "-p", "18081").code == 0
     config = made.config(APP)
@@ -283,6 +307,7 @@ def test_restart_without_a_vm(box: Box) -> None:
     assert ended.code == 1 and "no sandbox" in ended.err
 
 
+@pytest.mark.spec("1.4")
 def test_stop_all_stops_ours_only(made: Box) -> None:
     made.run("create", cwd=made.project("two"))
     made.vm("claude-sandbox-foreign")
@@ -294,6 +319,7 @@ def test_stop_all_stops_ours_only(made: Box) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.spec("1.11")
 @pytest.mark.parametrize("verb", ["stop", "restart", "stop-all"])
 def test_asks_on_a_terminal_when_claude_works(made: Box, verb: str) -> None:
     claude_works(made, APP)
@@ -303,6 +329,7 @@ def test_asks_on_a_terminal_when_claude_works(made: Box, verb: str) -> None:
     assert made.vms()[APP] == ("Running" if verb == "restart" else "Stopped")
 
 
+@pytest.mark.spec("1.11")
 def test_does_not_ask_without_a_terminal(made: Box) -> None:
     claude_works(made, APP)
     assert made.run("stop").code == 0
@@ -319,6 +346,7 @@ def claude_works(box: Box, name: str) -> None:
 # -- status, list, info --------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.6")
 def test_status_of_an_empty_host(box: Box) -> None:
     ended = box.run("status")
     assert ended.code == 0
@@ -333,6 +361,7 @@ def test_status_of_an_empty_host(box: Box) -> None:
     ]
 
 
+@pytest.mark.spec("1.6")
 def test_status_lists_ours_with_project_and_resources(made: Box) -> None:
     made.vm("claude-sandbox-foreign")
     lines = made.run("status").out.splitlines()
@@ -342,12 +371,14 @@ def test_status_lists_ours_with_project_and_resources(made: Box) -> None:
     assert f"  {APP}: Stopped" in made.run("status").out
 
 
+@pytest.mark.spec("1.6")
 def test_status_as_json(made: Box) -> None:
     data = made.run("status", "--json").json()
     assert data["vms"][0]["name"] == APP and data["vms"][0]["project"] == str(made.project())
     assert data["hooks_server"] == "Not running"
 
 
+@pytest.mark.spec("3.1")
 def test_status_shows_base_and_template_from_the_environment(box: Box) -> None:
     out = box.run("status", env={"CLAUDE_SANDBOX_BASE_VM": "mine"}).out
     assert "Base VM: mine" in out
@@ -360,6 +391,7 @@ def test_status_never_changes_anything(made: Box) -> None:
     assert {argv[0] for argv in made.calls()} <= {"list", "--version"}
 
 
+@pytest.mark.spec("1.10")
 def test_list_and_info(made: Box) -> None:
     out = made.run("list").out
     assert APP in out and "Running" in out and str(made.project()) in out
@@ -374,6 +406,7 @@ def test_list_and_info(made: Box) -> None:
 # -- create, start -------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.10")
 def test_create_does_not_attach(ready: Box) -> None:
     assert ready.run("create").code == 0
     assert ready.claude_runs(APP) == [] and ready.vms()[APP] == "Running"
@@ -384,6 +417,7 @@ def test_create_twice_is_an_error(made: Box) -> None:
     assert ended.code == 1 and APP in ended.err
 
 
+@pytest.mark.spec("1.10")
 def test_start_does_not_attach(made: Box) -> None:
     made.run("stop")
     assert made.run("start").code == 0
@@ -394,6 +428,7 @@ def test_start_does_not_attach(made: Box) -> None:
 # -- delete, prune -------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.7")
 def test_delete_removes_the_vm_and_no_file_of_the_project(made: Box) -> None:
     (made.project() / "file").write_text("x")
     assert made.run("delete").code == 0
@@ -402,6 +437,7 @@ def test_delete_removes_the_vm_and_no_file_of_the_project(made: Box) -> None:
     assert made.run("delete").code == 0
 
 
+@pytest.mark.spec("1.7")
 def test_delete_asks_on_a_terminal(made: Box) -> None:
     ended = made.tty("delete", talk=[("[y/N]", "\n")])
     assert ended.code == 1 and APP in made.vms()
@@ -409,12 +445,14 @@ def test_delete_asks_on_a_terminal(made: Box) -> None:
     assert APP not in made.vms()
 
 
+@pytest.mark.spec("1.7")
 @pytest.mark.parametrize("option", ["-y", "-f"])
 def test_delete_without_a_question(made: Box, option: str) -> None:
     assert made.tty("delete", option).code == 0
     assert APP not in made.vms()
 
 
+@pytest.mark.spec("1.8")
 def test_prune_only_what_we_made(made: Box) -> None:
     made.run("create", cwd=made.project("two"))
     made.run("stop")
@@ -426,6 +464,7 @@ def test_prune_only_what_we_made(made: Box) -> None:
     assert made.run("prune").code == 0
 
 
+@pytest.mark.spec("1.8")
 def test_prune_by_prefix(made: Box) -> None:
     made.run("create", cwd=made.project("two"))
     assert made.run("prune", "claude-sandbox-t").code == 0
@@ -434,12 +473,14 @@ def test_prune_by_prefix(made: Box) -> None:
     assert sorted(made.vms()) == [APP, "tools-vm"]
 
 
+@pytest.mark.spec("1.8")
 def test_prune_asks_on_a_terminal(made: Box) -> None:
     ended = made.tty("prune", talk=[("[y/N]", "n\n")])
     assert ended.code == 1 and APP in made.vms()
     assert made.tty("prune", "-y").code == 0 and APP not in made.vms()
 
 
+@pytest.mark.spec("1.8")
 def test_prune_orphans(made: Box) -> None:
     gone = made.project("gone")
     made.run("create", cwd=gone)
@@ -462,6 +503,7 @@ def test_prune_with_nothing_to_delete_says_so(made: Box) -> None:
 # -- dry runs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.10")
 @pytest.mark.parametrize(
     "words", [(), ("shell", "--", "true"), ("create",), ("start",), ("restart",), ("stop",), ("delete",), ("prune",),
               ("stop-all",), ("update",), ("uninstall",)],
@@ -476,6 +518,7 @@ def test_dry_run_of_an_existing_sandbox_changes_nothing(made: Box, words: tuple[
     assert made.claude_runs(APP) == []
 
 
+@pytest.mark.spec("1.10")
 def test_dry_run_of_create_prints_the_commands(ready: Box) -> None:
     ended = ready.run("create", "--dry-run")
     assert ended.code == 0, ended.text
@@ -486,6 +529,7 @@ def test_dry_run_of_create_prints_the_commands(ready: Box) -> None:
 # -- the small verbs -----------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.10")
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(box: Box, shell: str) -> None:
     ended = box.run("completion", shell)
@@ -494,6 +538,7 @@ def test_completion(box: Box, shell: str) -> None:
         assert subprocess.run(["bash", "-n"], input=ended.out, text=True, check=False).returncode == 0
 
 
+@pytest.mark.spec("2.1")
 def test_quiet_and_verbose(ready: Box) -> None:
     assert ready.run("create", "-q").err.count("Cloning") == 0
     ended = ready.run("stop", "-v")
@@ -505,6 +550,7 @@ def test_errors_as_json(box: Box) -> None:
     assert ended.code == 1 and "no sandbox" in ended.json()["error"]["message"]
 
 
+@pytest.mark.spec("1.10")
 def test_doctor(ready: Box) -> None:
     ended = ready.run("doctor")
     assert ended.code in (0, 1) and ("✓" in ended.out)
@@ -514,6 +560,7 @@ def test_doctor(ready: Box) -> None:
     )
 
 
+@pytest.mark.spec("5.3")
 def test_login_stores_a_token_and_forgets_it(box: Box) -> None:
     token = "sk-ant-oat01-" + "a" * 80
     assert box.run("login", input=token + "\n").code == 0
@@ -523,11 +570,13 @@ def test_login_stores_a_token_and_forgets_it(box: Box) -> None:
     assert not file.exists()
 
 
+@pytest.mark.spec("1.10")
 def test_uninstall_says_what_it_would_remove(made: Box) -> None:
     ended = made.tty("uninstall", talk=[("[y/N]", "n\n")])
     assert ended.code == 1 and str(made.home) in ended.out and APP in made.vms()
 
 
+@pytest.mark.spec("1.10", "5.2")
 def test_settings_diff_and_pull(made: Box) -> None:
     settings = made.home / ".claude-sandbox" / ".claude"
     settings.mkdir(parents=True, exist_ok=True)
@@ -543,6 +592,7 @@ def test_settings_diff_and_pull(made: Box) -> None:
     assert (settings / "CLAUDE.md").read_text() == "guest\n"
 
 
+@pytest.mark.spec("5.2")
 def test_settings_files_are_removed_from_the_guest_too(made: Box) -> None:
     settings = made.home / ".claude-sandbox" / ".claude"
     (settings / "commands").mkdir(parents=True, exist_ok=True)
@@ -560,7 +610,7 @@ def test_the_front_door_is_importable() -> None:
 
     assert callable(claude_sandbox.main)
     assert Path(claude_sandbox.__file__).name == "claude_sandbox.py"
-    assert vm.PREFIX == "claude-sandbox-"
+    assert vm_mark.PREFIX == "claude-sandbox-"
 
 
 # -- the tools VM, updates -----------------------------------------------------------------------
@@ -568,6 +618,7 @@ def test_the_front_door_is_importable() -> None:
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
 
 
+@pytest.mark.spec("1.9")
 def test_a_failed_rebuild_leaves_the_old_one(ready: Box) -> None:
     """mmdebstrap is not on this PATH and no image host answers."""
     ended = ready.run("rebuild-tools-vm", env=OFFLINE)
@@ -588,6 +639,7 @@ def test_rebuild_never_touches_a_foreign_vm_of_that_name(box: Box) -> None:
     assert ended.code == 1 and "tools-vm" in ended.err and box.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("1.11")
 def test_asks_before_a_base_is_stopped_in_which_claude_works(made: Box) -> None:
     claude_works(made, APP)
     ended = made.tty("create", "-c", APP, cwd=made.project("two"), talk=[("Claude is working in", "n\n")])
@@ -595,6 +647,7 @@ def test_asks_before_a_base_is_stopped_in_which_claude_works(made: Box) -> None:
     assert made.vms()[APP] == "Running"
 
 
+@pytest.mark.spec("4.12")
 def test_update_brings_a_newer_claude(made: Box) -> None:
     ended = made.run("update")
     assert ended.code == 0 and "2.1.329" in ended.out

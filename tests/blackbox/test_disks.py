@@ -12,7 +12,7 @@ import fakedisk
 import pytest
 from box import Box
 
-from _claude_sandbox import files
+from _claude_sandbox.system import files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="disks are linked on Linux only")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from box import Box
 
-from _claude_sandbox import options
+from _claude_sandbox.cli import parser
 
 APP = "claude-sandbox-app"
 LATER = "`claude-sandbox restart` applies: "
@@ -43,9 +43,10 @@ def filled(box: Box, words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word.format(root=box.root) for word in words)
 
 
+@pytest.mark.spec("2.1", "4.6")
 @pytest.mark.parametrize("verb", VERBS)
 def test_on_a_running_sandbox(made: Box, verb: str) -> None:
-    taken = set(options.VERBS[verb].settings) - {"voice"}
+    taken = set(parser.VERBS[verb].settings) - {"voice"}
     assert taken == set(OPTIONS)
     before = made.config(APP)
     for key in sorted(taken):
@@ -55,9 +56,10 @@ def test_on_a_running_sandbox(made: Box, verb: str) -> None:
     assert made.config(APP) == before and made.vms()[APP] == "Running"
 
 
+@pytest.mark.spec("4.6")
 @pytest.mark.parametrize("verb", ["start", "restart"])
 def test_on_a_stopped_one_and_with_restart(made: Box, verb: str) -> None:
-    for key in sorted(options.VERBS[verb].settings):
+    for key in sorted(parser.VERBS[verb].settings):
         words, said, _, seen = OPTIONS[key]
         if verb == "start":
             assert made.run("stop").code == 0
@@ -113,6 +115,7 @@ def installed(box: Box) -> str:
     )
 
 
+@pytest.mark.spec("4.6")
 def test_packages_come_with_the_next_start(made: Box) -> None:
     with_apt(made)
     file = Path(made.project()) / ".claude-sandbox.yaml"

@@ -136,6 +136,7 @@ def test_freeze_killed_and_interrupted(ready: Box, call: str, moment: str, numbe
     assert not list(ready.lima_home.glob("*/*.tmp"))
 
 
+@pytest.mark.spec("6.3")
 @steps(CREATE_STEPS)
 def test_create_interrupted(ready: Box, call: str, moment: str) -> None:
     ready.fault(call, kill_parent=moment, signal="INT")
@@ -164,6 +165,7 @@ def test_start_killed(made: Box, call: str, moment: str) -> None:
     whole(made)
 
 
+@pytest.mark.spec("6.3")
 @steps(START_STEPS)
 def test_start_interrupted(made: Box, call: str, moment: str) -> None:
     made.run("stop")
@@ -694,6 +696,7 @@ def test_vm_killed_behind_our_back(made: Box) -> None:
     whole(made)
 
 
+@pytest.mark.spec("4.7")
 @pytest.mark.parametrize("dead", ["ha.pid", "qemu.pid"])
 def test_half_a_vm_left_running_is_repaired(made: Box, dead: str) -> None:
     kill(int((made.lima_home / APP / dead).read_text()))
@@ -738,6 +741,7 @@ def test_lima_home_unreadable(ready: Box) -> None:
     assert str(shutil_target) in ended.err
 
 
+@pytest.mark.spec("4.1")
 def test_lima_home_too_long(ready: Box) -> None:
     long = ready.root / ("x" * 70)
     ended = ready.run("create", env={"LIMA_HOME": str(long)})
@@ -750,6 +754,7 @@ def test_lima_home_missing_is_an_empty_one(ready: Box) -> None:
     assert ended.code == 0 and "No sandbox VMs created yet" in ended.out
 
 
+@pytest.mark.spec("7.1")
 @pytest.mark.parametrize("version", ["1.2.2", "2.0.3", "2.1.1"])
 def test_lima_too_old(ready: Box, version: str) -> None:
     offline = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
@@ -766,6 +771,7 @@ def test_a_development_build_of_lima_is_taken(ready: Box) -> None:
 # -- the project directory ------------------------------------------------------------------------
 
 
+@pytest.mark.spec("4.9")
 def test_project_vanished(made: Box) -> None:
     project = made.project()
     made.run("stop")
@@ -795,6 +801,7 @@ def test_project_became_a_file(made: Box) -> None:
     assert made.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("4.9")
 def test_project_became_a_symlink_elsewhere(made: Box) -> None:
     project, secret = made.project(), made.root / "secret"
     secret.mkdir()
@@ -819,6 +826,7 @@ def test_extra_mount_became_a_symlink_elsewhere(ready: Box) -> None:
     assert "symlink" in ended.err and ready.vms()[APP] == "Stopped"
 
 
+@pytest.mark.spec("4.9")
 def test_mount_vanished_is_not_made_anew(ready: Box) -> None:
     extra = ready.project("extra")
     assert ready.run("create", "--mount", str(extra)).code == 0

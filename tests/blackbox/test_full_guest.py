@@ -38,6 +38,7 @@ def in_guest(box: Box) -> Path:
     return box.guest(APP) / "home" / ".claude" / "CLAUDE.md"
 
 
+@pytest.mark.spec("1.12")
 @pytest.mark.parametrize(("tar", "why"), [(NO_TAR, "tar: not found"), (FULL, "No space left on device")])
 def test_a_shell_and_claude_go_on_with_a_warning(made: Box, tar: str, why: str) -> None:
     env = spoil(made, tar)

@@ -11,8 +11,9 @@ import pytest
 from box import ROOT, Box
 from hookplay import PATIENCE, Guest, wait_for
 
-from _claude_sandbox import daemon, hooks
-from _claude_sandbox.registration import Registration
+from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.hooks.registration import Registration
+from _claude_sandbox.system import daemon
 
 APP = "claude-sandbox-app"
 
@@ -29,19 +30,20 @@ def app(ready: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Box, Gues
     guest = Guest(
         Registration(APP, directory, str(ready.project()), "lima-x", directory / "ssh.config", 1000)
     )
-    guest.registration.write(hooks.registrations())
+    guest.registration.write(hooks_client.registrations())
     try:
-        hooks.ensure()
+        hooks_client.ensure()
         yield ready, guest
     finally:
-        hooks.stop()
+        hooks_client.stop()
 
 
+@pytest.mark.spec("1.4", "1.6")
 def test_sessions_are_shown_and_stop_asks(app: tuple[Box, Guest]) -> None:
     box, guest = app
     guest.deliver(guest.line("UserPromptSubmit", session_id="s0"), guest.line("Stop", session_id="s0"))
     guest.deliver(guest.line("UserPromptSubmit"), guest.line("PermissionRequest.Bash"))
-    wait_for(lambda: len(hooks.told_sessions()) == 2)
+    wait_for(lambda: len(hooks_client.told_sessions()) == 2)
     shown = box.run("status").out
     assert "Hooks server: Running" in shown
     assert f"  {APP}: Running" in shown and "    Claude: needs_input (permission) for " in shown
@@ -55,13 +57,14 @@ def test_sessions_are_shown_and_stop_asks(app: tuple[Box, Guest]) -> None:
     assert refused.code == 1 and box.vms()[APP] == "Running"
     assert "Claude is working in" in box.tty("delete", talk=[("Delete", "n\n")]).out
     guest.deliver(guest.line("Stop"))
-    wait_for(lambda: not hooks.busy(APP))
+    wait_for(lambda: not hooks_client.busy(APP))
     assert "Claude is working" not in box.tty("stop").out and box.vms()[APP] == "Stopped"
     assert "Claude:" not in box.run("status").out, "a VM that does not run has no session"
     assert box.run("stop-all").code == 0
-    assert not hooks.running() and "Hooks server: Not running" in box.run("status").out
+    assert not hooks_client.running() and "Hooks server: Not running" in box.run("status").out
 
 
+@pytest.mark.spec("1.5")
 def test_events_and_restart_hooks(app: tuple[Box, Guest]) -> None:
     box, guest = app
     assert box.run("events").out == "No events yet.\n"
@@ -87,9 +90,9 @@ def test_events_and_restart_hooks(app: tuple[Box, Guest]) -> None:
             lines = [json.loads(follower.stdout.readline()) for _ in range(3)]
             assert [line["type"] for line in lines] == ["event", "event", "session"]
             assert reader.stdout.readline() == b"Session\n"
-            old = daemon.told(hooks.daemon())["pid"]
+            old = daemon.told(hooks_client.daemon())["pid"]
             assert box.run("restart-hooks").out == "The hooks server runs.\n"
-            assert daemon.told(hooks.daemon())["pid"] != old
+            assert daemon.told(hooks_client.daemon())["pid"] != old
             guest.deliver(guest.line("Stop"))
             lines = [json.loads(follower.stdout.readline()) for _ in range(2)]
             assert [(line["type"], line.get("name")) for line in lines] == [

@@ -22,8 +22,11 @@ import pytest
 from box import ROOT, short_directory
 from hookplay import PATIENCE, Guest, Play, connect, read_answer, request, wait_for
 
-from _claude_sandbox import daemon, eventlog, hooks, processes, program
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.hooks import log as hooks_log
+from _claude_sandbox.system import daemon, processes
+from _claude_sandbox.system import program as system_program
 
 
 @pytest.fixture
@@ -44,25 +47,25 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     try:
         yield Play(root)
     finally:
-        hooks.stop()
+        hooks_client.stop()
         shutil.rmtree(root)
 
 
 @pytest.fixture
 def up(play: Play) -> Play:
-    hooks.ensure()
+    hooks_client.ensure()
     return play
 
 
 def worker() -> int:
     """The process id of the server itself."""
-    pid = hooks.ask("GET", "/state")["server"]["pid"]
+    pid = hooks_client.ask("GET", "/state")["server"]["pid"]
     assert isinstance(pid, int)
     return pid
 
 
 def parent() -> int:
-    pid = daemon.told(hooks.daemon())["pid"]
+    pid = daemon.told(hooks_client.daemon())["pid"]
     assert isinstance(pid, int)
     return pid
 
@@ -81,7 +84,7 @@ def test_an_event_changes_the_session_and_is_told(up: Play) -> None:
     assert [line["type"] for line in told] == ["event", "session", "event", "session"]
     assert told[2]["data"]["detail"] == "touch xx" and told[3]["state"] == "needs_input"
     assert (told[0]["sandbox"], told[0]["project"]) == (app.name, "/p/claude-sandbox-app")
-    wait_for(lambda: [s["wants"] for s in hooks.told_sessions()] == ["permission"])  # state.json
+    wait_for(lambda: [s["wants"] for s in hooks_client.told_sessions()] == ["permission"])  # state.json
     with up.reader() as read:
         assert read()["state"] == "needs_input", "a new reader gets the sessions first"
 
@@ -89,10 +92,20 @@ def test_an_event_changes_the_session_and_is_told(up: Play) -> None:
 def test_everything_of_it_is_private(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line())
-    wait_for((hooks.state_directory() / "state.json").exists)
-    for place in (hooks.directory(), hooks.state_directory(), app.socket.parent, hooks.registrations()):
+    wait_for((hooks_client.state_directory() / "state.json").exists)
+    for place in (
+        hooks_client.directory(),
+        hooks_client.state_directory(),
+        app.socket.parent,
+        hooks_client.registrations(),
+    ):
         assert place.stat().st_mode & 0o777 == 0o700
-    for file in (app.socket, hooks.control_socket(), hooks.feed_socket(), *hooks.state_directory().iterdir()):
+    for file in (
+        app.socket,
+        hooks_client.control_socket(),
+        hooks_client.feed_socket(),
+        *hooks_client.state_directory().iterdir(),
+    ):
         assert file.stat().st_mode & 0o077 == 0, file
 
 
@@ -141,24 +154,24 @@ def test_of_a_deleted_vm_nothing_is_kept(up: Play) -> None:
     app.deliver(app.line())
     app.stops()
     app.registration.dir.rmdir()
-    hooks.nudge()
+    hooks_client.nudge()
     assert up.session(app) == {} and not app.socket.exists()
-    assert list(hooks.registrations().iterdir()) == []
+    assert list(hooks_client.registrations().iterdir()) == []
 
 
 def test_the_next_sandbox_of_a_deleted_one_s_name_begins_with_nothing(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line("PermissionRequest.Bash"))
-    file = hooks.registrations() / f"{app.registration.tag}.json"
+    file = hooks_client.registrations() / f"{app.registration.tag}.json"
     kept = file.read_bytes()
     file.unlink()  # as `delete` does it
-    hooks.nudge()
+    hooks_client.nudge()
     assert up.session(app) == {}
     file.write_bytes(kept)
-    hooks.nudge()
+    hooks_client.nudge()
     assert up.session(app) == {}
-    hooks.stop()
-    hooks.ensure()
+    hooks_client.stop()
+    hooks_client.ensure()
     assert up.session(app) == {}, "nor after a restart"
 
 
@@ -166,16 +179,17 @@ def test_a_reply_closes_the_dialog_that_it_answers(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line("PermissionRequest.Bash"))
     body = {"name": "HostReplied", "sandbox": app.name, "session_id": "s1"}
-    assert hooks.ask("POST", "/inject", {**body, "answers": 99}) == {"ok": False}
-    assert hooks.ask("POST", "/inject", {**body, "answers": up.session(app)["seq"]}) == {"ok": True}
+    assert hooks_client.ask("POST", "/inject", {**body, "answers": 99}) == {"ok": False}
+    assert hooks_client.ask("POST", "/inject", {**body, "answers": up.session(app)["seq"]}) == {"ok": True}
     assert up.session(app)["state"] == "working"
     with pytest.raises(ClaudeSandboxError):
-        hooks.ask("POST", "/inject", {"name": "Stop", "sandbox": app.name})
+        hooks_client.ask("POST", "/inject", {"name": "Stop", "sandbox": app.name})
 
 
 # -- restarts ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("1.5")
 def test_a_killed_server_comes_back_and_nothing_is_lost_or_taken_twice(up: Play) -> None:
     app = up.sandbox()
     sent = [app.line("Stop" if n % 2 else "UserPromptSubmit") for n in range(300)]
@@ -206,17 +220,18 @@ def test_a_server_without_its_parent_starts_anew(up: Play) -> None:
     app.deliver(app.line("PermissionRequest.Bash"))
     old = parent()
     os.kill(old, signal.SIGKILL)
-    wait_for(lambda: daemon.running(hooks.daemon()) and parent() != old)
+    wait_for(lambda: daemon.running(hooks_client.daemon()) and parent() != old)
     assert wait_for(lambda: up.session(app))["state"] == "needs_input"
 
 
+@pytest.mark.spec("1.5")
 def test_after_a_stop_and_a_start_all_is_known(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line("UserPromptSubmit"), app.line("PermissionRequest.Bash"))
     before = up.session(app)
-    assert hooks.stop() and not hooks.running() and not hooks.stop()
-    assert hooks.told_sessions() == [], "no server: nobody knows"
-    hooks.ensure()
+    assert hooks_client.stop() and not hooks_client.running() and not hooks_client.stop()
+    assert hooks_client.told_sessions() == [], "no server: nobody knows"
+    hooks_client.ensure()
     assert up.session(app) == before
     assert app.deliver(app.line("Stop", number=2))["last"] == "00ff00ff:2", "still known"
     app.deliver(app.line("Stop"))
@@ -227,10 +242,10 @@ def test_a_vm_that_went_while_no_server_ran_has_no_session(up: Play) -> None:
     app, gone = up.sandbox(), up.sandbox("claude-sandbox-gone")
     for guest in (app, gone):
         guest.deliver(guest.line("PermissionRequest.Bash"))
-    hooks.stop()
+    hooks_client.stop()
     app.stops()
-    (hooks.registrations() / f"{gone.registration.tag}.json").unlink()
-    hooks.ensure()
+    (hooks_client.registrations() / f"{gone.registration.tag}.json").unlink()
+    hooks_client.ensure()
     assert {up.session(app)["state"], up.session(gone)["state"]} == {"ended"}
 
 
@@ -239,24 +254,22 @@ def test_a_server_that_stops_right_after_a_vm_has_seen_it_stop(up: Play) -> None
     app = up.sandbox()
     app.deliver(app.line("PermissionRequest.Bash"))
     app.stops()
-    hooks.stop()
+    hooks_client.stop()
     app.boots()
-    hooks.ensure()
+    hooks_client.ensure()
     assert up.session(app)["state"] == "ended"
 
 
 def test_a_server_of_another_version_is_replaced(up: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     old = parent()
-    assert not hooks.ensure()
-    noted = daemon.told(hooks.daemon())
-    hooks.daemon().pid_file.write_text(json.dumps({**noted, "version": "0.0.0+00000000"}))
-    assert hooks.ensure() and parent() != old
+    assert not hooks_client.ensure()
+    noted = daemon.told(hooks_client.daemon())
+    hooks_client.daemon().pid_file.write_text(json.dumps({**noted, "version": "0.0.0+00000000"}))
+    assert hooks_client.ensure() and parent() != old
 
 
 def test_two_starts_at_once_make_one_server(play: Play) -> None:
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from _claude_sandbox import hooks; hooks.ensure()"
-    )
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from _claude_sandbox.hooks import client; client.ensure()"
     starts = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
     assert [start.wait(PATIENCE) for start in starts] == [0] * 4
     mine = [p for p in psutil.process_iter(["cmdline", "environ"]) if _is_ours(p, play.root)]
@@ -265,12 +278,12 @@ def test_two_starts_at_once_make_one_server(play: Play) -> None:
 
 def _is_ours(process: psutil.Process, root: Path) -> bool:
     words, env = process.info["cmdline"] or [], process.info["environ"] or {}
-    return hooks.VERB in words and env.get("HOME") == str(root / "h")
+    return hooks_client.VERB in words and env.get("HOME") == str(root / "h")
 
 
 def test_a_second_server_by_hand_leaves_the_first_alone(up: Play) -> None:
     old = parent()
-    argv = [sys.executable, str(ROOT / "claude_sandbox.py"), hooks.VERB]
+    argv = [sys.executable, str(ROOT / "claude_sandbox.py"), hooks_client.VERB]
     refused = subprocess.run([*argv, "--nonsense"], capture_output=True, timeout=PATIENCE, check=False)
     assert refused.returncode == 2 and b"usage: claude-hooks-server" in refused.stderr
     again = subprocess.run(argv, capture_output=True, timeout=PATIENCE, check=False)
@@ -279,21 +292,23 @@ def test_a_second_server_by_hand_leaves_the_first_alone(up: Play) -> None:
 
 @pytest.mark.parametrize("noted", ["", "[]", '{"pid": 1}', '{"pid": "x"}', "{", None])
 def test_a_stale_pid_file_harms_nothing(play: Play, noted: str | None) -> None:
-    file = hooks.daemon().pid_file
+    file = hooks_client.daemon().pid_file
     if noted is None:  # a process id that belongs to somebody else by now
-        noted = json.dumps({"pid": os.getpid(), "started": time.time() - 9999, "version": program.version()})
+        noted = json.dumps(
+            {"pid": os.getpid(), "started": time.time() - 9999, "version": system_program.version()}
+        )
     file.write_text(noted)
-    assert not hooks.running() and not hooks.stop()
-    assert hooks.ensure() and parent() != os.getpid()
-    assert hooks.stop()
+    assert not hooks_client.running() and not hooks_client.stop()
+    assert hooks_client.ensure() and parent() != os.getpid()
+    assert hooks_client.stop()
 
 
 def test_a_process_that_only_has_the_number_gets_no_signal(up: Play) -> None:
     bystander = subprocess.Popen(["sleep", "600"])
     # Another server of ours, of another directory say, that got the number: the verb alone is not enough.
-    double = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", hooks.VERB])
+    double = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", hooks_client.VERB])
     try:
-        file = hooks.daemon().pid_file
+        file = hooks_client.daemon().pid_file
         noted = json.loads(file.read_text())
         known = processes.identity(bystander.pid)
         assert known is not None
@@ -306,7 +321,7 @@ def test_a_process_that_only_has_the_number_gets_no_signal(up: Play) -> None:
         ):
             file.write_text(json.dumps(lie))
             with pytest.raises(ClaudeSandboxError, match="does not stop"):
-                daemon.stop(hooks.daemon(), ask_to_stop=_say_nothing, timeout=0.2)
+                daemon.stop(hooks_client.daemon(), ask_to_stop=_say_nothing, timeout=0.2)
         assert bystander.poll() is None and double.poll() is None
         file.write_text(json.dumps(noted))
     finally:
@@ -321,8 +336,8 @@ def _say_nothing() -> None:
 
 def test_a_server_that_does_not_answer_is_stopped_by_signal(up: Play) -> None:
     os.kill(worker(), signal.SIGSTOP)
-    assert daemon.stop(hooks.daemon(), ask_to_stop=_say_nothing, timeout=15)
-    assert not hooks.running()
+    assert daemon.stop(hooks_client.daemon(), ask_to_stop=_say_nothing, timeout=15)
+    assert not hooks_client.running()
 
 
 # -- the disk ----------------------------------------------------------------------------------------
@@ -331,13 +346,15 @@ def test_a_server_that_does_not_answer_is_stopped_by_signal(up: Play) -> None:
 def test_on_a_full_disk_nothing_is_acknowledged_and_later_everything_comes(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line("UserPromptSubmit"))
-    pid, size = worker(), (hooks.state_directory() / eventlog.NAME).stat().st_size
+    pid, size = worker(), (hooks_client.state_directory() / hooks_log.NAME).stat().st_size
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
     lines = [app.line("PermissionRequest.Bash"), app.line("Stop")]
     status, answer = app.post(*lines)
     assert status == 503 and "last" not in answer
     assert up.session(app)["state"] == "working"
-    assert (hooks.state_directory() / eventlog.NAME).stat().st_size == size, "no torn line stands there"
+    assert (hooks_client.state_directory() / hooks_log.NAME).stat().st_size == size, (
+        "no torn line stands there"
+    )
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert app.deliver(*lines)["last"] == "00ff00ff:3"
     assert up.session(app)["state"] == "done" and worker() == pid
@@ -459,7 +476,7 @@ def test_what_a_guest_writes_steers_no_terminal(up: Play) -> None:
     session = up.session(app)
     assert session["message"] == 'a]0;t<b>x</b>" & do shell script "id" 2J'
     kept = up.log() + "".join(
-        file.read_text() for file in eventlog.files(hooks.state_directory()) if file.exists()
+        file.read_text() for file in hooks_log.files(hooks_client.state_directory()) if file.exists()
     )
     assert kept.replace("\n", "").isprintable()
 
@@ -475,7 +492,7 @@ def test_a_guest_cannot_fill_the_memory_with_sessions(up: Play) -> None:
 
 def test_a_reader_that_does_not_read_is_dropped(up: Play) -> None:
     app = up.sandbox()
-    with connect(hooks.feed_socket()) as lazy, up.reader() as read:
+    with connect(hooks_client.feed_socket()) as lazy, up.reader() as read:
         text = "x" * 900
         for _ in range(8):
             app.deliver(*(app.line("Stop", last_assistant_message=text) for _ in range(300)))

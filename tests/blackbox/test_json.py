@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from box import Box, Ended
 
-from _claude_sandbox import options
+from _claude_sandbox.cli import parser
 
 APP = "claude-sandbox-app"
 TOKEN = "sk-ant-oat01-" + "a" * 80
@@ -62,6 +62,7 @@ def played(ready: Box) -> Iterator[Box]:
     yield ready
 
 
+@pytest.mark.spec("2.1")
 def test_every_verb(played: Box) -> None:
     wrong = []
     for words, code, key in CALLS:
@@ -86,8 +87,8 @@ def test_every_verb(played: Box) -> None:
 
 
 def test_no_verb_is_left_out() -> None:
-    tried = {options.parse(words)[0].name for words, code, _ in CALLS if code != 2}
-    takes = {name for name, verb in options.VERBS.items() if verb.json}
+    tried = {parser.parse(words)[0].name for words, code, _ in CALLS if code != 2}
+    takes = {name for name, verb in parser.VERBS.items() if verb.json}
     assert takes == tried | {"reply"} and not takes & set(REFUSE)
 
 

@@ -49,6 +49,7 @@ def log_in(box: Box, name: str, tag: str, account: str, hours: float = 8) -> Non
     inside(box, name).write_text(credential(tag, hours))
 
 
+@pytest.mark.spec("5.3")
 def test_a_hostile_guest_s_own_account_goes_nowhere(made: Box) -> None:
     log_in(made, A, "genuine-1", MINE)
     assert made.run().code == 0 and "genuine-1" in shared(made).read_text()
@@ -93,6 +94,7 @@ def test_on_a_terminal_another_account_is_a_question(made: Box) -> None:
     assert refused.code == 1 and "dates" in refused.err and "work" in shared(made).read_text()
 
 
+@pytest.mark.spec("5.4")
 def test_the_user_s_own_claude_login_is_read_and_never_written(ready: Box) -> None:
     own = ready.home / ".claude"
     own.mkdir()

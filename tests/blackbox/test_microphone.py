@@ -26,6 +26,7 @@ def first_on_path(box: Box) -> str:
     return str(box.claude_runs(APP)[-1]["env"]["PATH"].split(":")[0])
 
 
+@pytest.mark.spec("1.4", "1.6", "2.1", "3.1")
 @pytest.mark.parametrize("how", [("--voice", {}), ("", {"CLAUDE_SANDBOX_VOICE_MODE": "TRUE"})])
 def test_voice_is_asked_for_by_option_or_variable(made: Box, how: tuple[str, dict[str, str]]) -> None:
     flag, env = how

@@ -13,8 +13,8 @@ import pytest
 from box import ROOT, Box
 from hookplay import connect, read_answer, request
 
-from _claude_sandbox import lima
-from _claude_sandbox.registration import Registration
+from _claude_sandbox.hooks.registration import Registration
+from _claude_sandbox.lima import limactl
 
 APP = "claude-sandbox-app"
 SCREENS = ROOT / "tests" / "unit" / "screens"
@@ -49,7 +49,7 @@ class Desk:
 
     @property
     def socket(self) -> Path:
-        return self.hooks / "in" / f"{lima.tag(self.directory)}.sock"
+        return self.hooks / "in" / f"{limactl.tag(self.directory)}.sock"
 
     def event(self, sample: str, uuid: str = "", **changes: Any) -> None:
         """As hook.sh and the delivery service would bring it."""

@@ -15,8 +15,9 @@ import pytest
 from box import ROOT, Box
 from hookplay import PATIENCE, Guest, wait_for
 
-from _claude_sandbox import daemon, hooks, runtime
-from _claude_sandbox.registration import Registration
+from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.hooks.registration import Registration
+from _claude_sandbox.system import daemon, runtime_dir
 
 APP = "claude-sandbox-app"
 NOBODY = 65534
@@ -51,7 +52,7 @@ def recorded(box: Box) -> list[Path]:
 
 
 def server(box: Box, env: Env) -> dict[str, object]:
-    place = box.runtime / "claude-sandbox" / runtime.key({k: v for k, v in env.items() if v})
+    place = box.runtime / "claude-sandbox" / runtime_dir.key({k: v for k, v in env.items() if v})
     return daemon.told(daemon.Daemon("", "", place / "hooks", Path(), Path()))
 
 
@@ -132,28 +133,28 @@ def within(box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     yield box
-    hooks.stop()
+    hooks_client.stop()
 
 
 def test_a_server_whose_directory_was_removed_ends_and_harms_no_other(within: Box) -> None:
     """A cleaner of /tmp, or somebody's rm: nobody would find it again, and the next command starts another."""
-    hooks.ensure()
+    hooks_client.ensure()
     old = psutil.Process(int(server(within, within.env)["pid"]))  # type: ignore[call-overload]
     shutil.rmtree(within.runtime_dir())
-    hooks.ensure()
+    hooks_client.ensure()
     old.wait(PATIENCE)
-    assert daemon.running(hooks.daemon()) and hooks.ask("GET", "/state")["sandboxes"] == []
+    assert daemon.running(hooks_client.daemon()) and hooks_client.ask("GET", "/state")["sandboxes"] == []
     assert server(within, within.env)["pid"] != old.pid
 
 
 def test_a_server_keeps_its_directory_from_cleaners(within: Box) -> None:
     """They take what looks unused for days; registrations and locks are written once."""
-    old = [hooks.registrations() / "x.txt", within.runtime_dir() / "some.ssh"]
+    old = [hooks_client.registrations() / "x.txt", within.runtime_dir() / "some.ssh"]
     left = within.runtime_dir() / "killed.session"  # it holds a login
     for file in (*old, left):
         file.touch()
         os.utime(file, (1, 1))
-    hooks.ensure()
+    hooks_client.ensure()
     wait_for(lambda: all(time.time() - file.stat().st_mtime < 60 for file in old))
     assert left.stat().st_mtime == 1
 
@@ -162,13 +163,14 @@ LAST_RELEASE = """
 import os, sys
 sys.path.insert(0, os.environ["OLD_ROOT"])
 from pathlib import Path
-from _claude_sandbox import daemon, hookserver, hooks, paths
+from _claude_sandbox.hooks import client, server
+from _claude_sandbox.system import daemon, paths
 from _claude_sandbox.run import Command
 program = os.environ["OLD_PROGRAM"]
 def own_command(verb, *arguments):
     return Command((sys.executable, "-c", program, verb, *arguments))
 daemon.own_command = own_command
-hooks.stop_former = lambda: False
+client.stop_former = lambda: False
 paths.runtime_dir = lambda: paths.private_dir(Path(os.environ["OLD_PLACE"]))
 import claude_sandbox
 sys.exit(claude_sandbox.main())
@@ -179,7 +181,7 @@ def last_release(box: Box, env: Mapping[str, str]) -> psutil.Process:
     """A server in the one directory that all HOMEs of a user shared."""
     place = box.runtime / "claude-sandbox"
     old = {"OLD_ROOT": str(ROOT), "OLD_PROGRAM": LAST_RELEASE, "OLD_PLACE": str(place)}
-    argv = [sys.executable, "-c", LAST_RELEASE, hooks.VERB]
+    argv = [sys.executable, "-c", LAST_RELEASE, hooks_client.VERB]
     process = subprocess.Popen(argv, env={**box.env, **env, **old}, start_new_session=True)
     wait_for((place / "hooks" / "control.sock").exists)
     return psutil.Process(process.pid)  # our child: a zombie when it has ended
@@ -198,7 +200,7 @@ def test_the_last_release_s_server_is_replaced_and_its_sandboxes_go_on(within: B
     old = last_release(within, {})
     guest.registration.write(place)
     assert "last release" in within.run("doctor").out
-    hooks.ensure()
+    hooks_client.ensure()
     wait_for(lambda: ended(old))
     assert list(place.iterdir()) == [], "they are ours now"
     wait_for(guest.socket.exists)
@@ -217,8 +219,8 @@ def test_another_home_s_server_of_the_last_release_is_left_alone(within: Box) ->
     other.mkdir()
     old = last_release(within, {"HOME": str(other)})
     try:
-        hooks.ensure()
-        hooks.stop()
+        hooks_client.ensure()
+        hooks_client.stop()
         assert not ended(old)
     finally:
         old.terminate()

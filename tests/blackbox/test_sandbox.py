@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from box import Box
 
-from _claude_sandbox import files, vm
+from _claude_sandbox.system import files
+from _claude_sandbox.vm import mark as vm_mark
 
 APP = "claude-sandbox-app"
 TOKEN = "sk-ant-oat01-not-a-real-one"
@@ -27,8 +28,8 @@ def made(ready: Box) -> Box:
     return ready
 
 
-def mark(box: Box, name: str) -> vm.Mark:
-    found = vm.Mark.decode(box.config(name)["param"][vm.MARK_PARAM])
+def mark(box: Box, name: str) -> vm_mark.Mark:
+    found = vm_mark.Mark.decode(box.config(name)["param"][vm_mark.MARK_PARAM])
     assert found is not None
     return found
 
@@ -42,6 +43,7 @@ def locations(box: Box, name: str) -> list[str]:
 # -- environment and files -----------------------------------------------------------------------
 
 
+@pytest.mark.spec("3.1")
 def test_environment_variables_choose_base_template_and_settings(ready: Box) -> None:
     ready.tools_vm("mine")
     mine = ready.root / "settings"
@@ -57,6 +59,7 @@ def test_environment_variables_choose_base_template_and_settings(ready: Box) -> 
     assert len(ready.calls("limactl", "create")) == 1
 
 
+@pytest.mark.spec("3.2")
 def test_flag_beats_environment_beats_project_file_beats_user_file(ready: Box) -> None:
     user = ready.home / ".config" / "claude-sandbox" / "config.yaml"
     user.parent.mkdir(parents=True)
@@ -67,6 +70,7 @@ def test_flag_beats_environment_beats_project_file_beats_user_file(ready: Box) -
     assert (config["cpus"], config["memory"], config["disk"]) == (3, "1536MiB", "25GiB")
 
 
+@pytest.mark.spec("3.2")
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -85,6 +89,7 @@ def test_errors_in_a_project_file_name_file_and_line(ready: Box, text: str, line
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("3.2")
 def test_a_project_file_needs_approval_for_mounts_bound_to_its_content(ready: Box) -> None:
     extra = ready.project("extra")
     file = ready.project() / ".claude-sandbox.yaml"
@@ -100,6 +105,7 @@ def test_a_project_file_needs_approval_for_mounts_bound_to_its_content(ready: Bo
     assert ready.run("start").code == 1
 
 
+@pytest.mark.spec("3.2")
 def test_a_project_file_stays_within_the_user_s_limits(ready: Box) -> None:
     (ready.project() / ".claude-sandbox.yaml").write_text("cpus: 1000\n")
     ended = ready.run("create")
@@ -115,6 +121,7 @@ def test_a_project_file_that_is_a_symlink_or_a_fifo_is_refused(ready: Box) -> No
     assert ready.run("create").code == 1
 
 
+@pytest.mark.spec("3.3")
 def test_what_claude_finds_in_its_environment(made: Box) -> None:
     env = {
         "TZ": "Europe/Berlin",
@@ -134,6 +141,7 @@ def test_what_claude_finds_in_its_environment(made: Box) -> None:
     assert again["CLAUDE_SANDBOX_UUID"] != seen["CLAUDE_SANDBOX_UUID"]
 
 
+@pytest.mark.spec("3.4")
 def test_one_credential_arrives_and_never_in_an_argv_or_a_log(made: Box) -> None:
     env = {"CLAUDE_CODE_OAUTH_TOKEN": TOKEN, "ANTHROPIC_API_KEY": "sk-ant-api03-other"}
     ended = made.run("-v", env=env)
@@ -147,6 +155,7 @@ def test_one_credential_arrives_and_never_in_an_argv_or_a_log(made: Box) -> None
     assert "sk-ant-api03-other" not in everything
 
 
+@pytest.mark.spec("3.4")
 def test_a_loopback_base_url_points_to_the_host(made: Box) -> None:
     env = {
         "ANTHROPIC_BASE_URL": "http://localhost:8082/v1", "ANTHROPIC_AUTH_TOKEN": "t", "ANTHROPIC_MODEL": "m",
@@ -162,6 +171,7 @@ def test_a_loopback_base_url_points_to_the_host(made: Box) -> None:
     )
 
 
+@pytest.mark.spec("3.5")
 def test_proxy_only_when_the_user_says_so(made: Box) -> None:
     env = {"https_proxy": "http://proxy.example:3128"}
     ask = ("shell", "--", "sh", "-c", "echo [$https_proxy]")
@@ -176,6 +186,7 @@ def test_proxy_only_when_the_user_says_so(made: Box) -> None:
 # -- names and ownership -------------------------------------------------------------------------
 
 
+@pytest.mark.spec("4.1")
 @pytest.mark.parametrize(
     ("directory", "name"),
     [
@@ -191,12 +202,14 @@ def test_names(ready: Box, directory: str, name: str) -> None:
     assert f"claude-sandbox-{name}" in ready.vms()
 
 
+@pytest.mark.spec("4.1")
 def test_a_long_name_is_cut_to_lima_s_limits(ready: Box) -> None:
     assert (ended := ready.run("create", cwd=ready.project("x" * 200))).code == 0, ended.text
     (name,) = set(ready.vms()) - {"tools-vm"}
     assert len(f"lima-{name}") <= 63
 
 
+@pytest.mark.spec("4.1")
 def test_two_projects_of_one_basename_get_two_vms(made: Box) -> None:
     second = made.root / "p" / "sub" / "app"
     second.mkdir(parents=True)
@@ -221,18 +234,21 @@ def test_the_same_project_through_a_symlink_is_one_project(made: Box) -> None:
     assert made.run("info", "--json", "-d", str(link)).json()["sandbox"]["name"] == APP
 
 
+@pytest.mark.spec("4.2")
 def test_the_mark_names_instance_and_project(made: Box) -> None:
     found, info = mark(made, APP), made.project().stat()
     born = files.birth(made.project())
-    assert found == vm.Mark(vm.SANDBOX, APP, made.project(), info.st_dev, info.st_ino, born)
+    assert found == vm_mark.Mark(vm_mark.SANDBOX, APP, made.project(), info.st_dev, info.st_ino, born)
 
 
+@pytest.mark.spec("4.2")
 def test_a_hand_made_clone_is_not_ours(made: Box) -> None:
     made.run("stop")
     made.limactl("clone", APP, "claude-sandbox-copy")
     assert [row["name"] for row in made.run("list", "--json").json()] == [APP]
 
 
+@pytest.mark.spec("4.2")
 def test_a_moved_project_is_recognised_and_asked_about(made: Box) -> None:
     made.run("stop")
     new = made.root / "p" / "renamed"
@@ -288,6 +304,7 @@ def test_a_moved_project_may_get_a_new_sandbox(made: Box) -> None:
 # -- LIMA_HOME, bases, templates -----------------------------------------------------------------
 
 
+@pytest.mark.spec("4.3")
 @pytest.mark.parametrize(
     ("file", "text"),
     [
@@ -308,6 +325,7 @@ def test_what_lima_would_add_is_refused_with_the_reason(ready: Box, file: str, t
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("4.3")
 def test_an_agent_forward_added_later_is_refused_at_the_next_start(made: Box) -> None:
     made.run("stop")
     (made.lima_home / "_config").mkdir()
@@ -316,24 +334,28 @@ def test_an_agent_forward_added_later_is_refused_at_the_next_start(made: Box) ->
     assert ended.code == 1 and "forwardAgent" in ended.err and made.vms()[APP] == "Stopped"
 
 
+@pytest.mark.spec("4.4")
 def test_a_base_that_runs_is_stopped_first_and_started_again(ready: Box) -> None:
     ready.limactl("start", "tools-vm")
     assert ready.run("create").code == 0
     assert ready.vms() == {APP: "Running", "tools-vm": "Running"}
 
 
+@pytest.mark.spec("4.4")
 def test_a_named_base_that_is_missing(ready: Box) -> None:
     ended = ready.run("create", "-c", "nope")
     assert ended.code == 1 and "nope" in ended.err and "--clone-from" in ended.err
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("4.4")
 def test_no_base_and_no_terminal_is_made_from_the_template(box: Box) -> None:
     ended = box.run("create")
     assert ended.code == 0, ended.text
     assert box.vms() == {APP: "Running"}
 
 
+@pytest.mark.spec("4.5")
 def test_a_template_s_home_mount_is_replaced(box: Box) -> None:
     assert box.run("create", "-t", "template:default").code == 0
     found = locations(box, APP)
@@ -349,11 +371,13 @@ def test_a_template_file(box: Box) -> None:
     assert all("/srv" != m["location"] for m in box.config(APP)["mounts"])
 
 
+@pytest.mark.spec("4.5")
 def test_a_guest_without_9p_is_refused(box: Box) -> None:
     ended = box.run("create", "-t", "template:debian-12")
     assert ended.code == 1 and "sshfs" in ended.err and box.vms() == {}
 
 
+@pytest.mark.spec("4.5")
 def test_a_foreign_base_loses_its_mounts_and_forwards(ready: Box) -> None:
     ready.vm(
         "mine", {"mounts": [{"location": "/srv", "writable": True}], "portForwards": [{"guestPort": 22}]}
@@ -364,6 +388,7 @@ def test_a_foreign_base_loses_its_mounts_and_forwards(ready: Box) -> None:
     assert ready.config("mine")["mounts"][0]["location"] == "/srv"
 
 
+@pytest.mark.spec("4.12")
 def test_a_base_without_claude_gets_it_or_fails_loudly(ready: Box) -> None:
     bare = ready.vm("bare")
     claude = bare / "guest" / "home" / ".local" / "bin" / "claude"
@@ -376,6 +401,7 @@ def test_a_base_without_claude_gets_it_or_fails_loudly(ready: Box) -> None:
     assert "claude-sandbox-b" not in ready.vms()
 
 
+@pytest.mark.spec("4.6")
 def test_changed_flags_on_a_stopped_vm_are_applied(made: Box) -> None:
     made.run("stop")
     assert made.run("start", "--cpus", "3", "--disk", "40GiB", "-p", "18082").code == 0
@@ -385,17 +411,20 @@ def test_changed_flags_on_a_stopped_vm_are_applied(made: Box) -> None:
     )
 
 
+@pytest.mark.spec("4.6")
 def test_a_disk_cannot_shrink(made: Box) -> None:
     made.run("stop")
     ended = made.run("start", "--disk", "2GiB")
     assert ended.code == 2 and "only grow" in ended.err
 
 
+@pytest.mark.spec("4.6")
 def test_changed_flags_on_a_running_vm_are_told(made: Box) -> None:
     ended = made.run("start", "--cpus", "3")
     assert ended.code == 0 and "restart" in ended.err and made.config(APP)["cpus"] != 3
 
 
+@pytest.mark.spec("4.6")
 def test_ports_on_a_running_vm(ready: Box) -> None:
     assert ready.run("create", "-p", "18083:80").code == 0
     ended = ready.run("start", "-p", "18084:80")
@@ -403,6 +432,7 @@ def test_ports_on_a_running_vm(ready: Box) -> None:
     assert ready.run("start", "-p", "18083:80").code == 0
 
 
+@pytest.mark.spec("4.6")
 def test_a_taken_host_port_is_an_error_before_anything_is_made(ready: Box) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -413,6 +443,7 @@ def test_a_taken_host_port_is_an_error_before_anything_is_made(ready: Box) -> No
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("4.7")
 def test_a_vm_whose_config_lima_cannot_read_is_explained(made: Box) -> None:
     made.run("stop")
     (made.lima_home / APP / "lima.yaml").open("a").write("\ncpus: [\n")
@@ -423,12 +454,14 @@ def test_a_vm_whose_config_lima_cannot_read_is_explained(made: Box) -> None:
 # -- mounts and ports ----------------------------------------------------------------------------
 
 
+@pytest.mark.spec("4.8")
 def test_the_project_is_at_its_own_path(made: Box) -> None:
     project, settings = made.config(APP)["mounts"]
     assert project["mountPoint"] == str(made.project()) and project["writable"] is True
     assert settings["writable"] is False and settings["9p"]["cache"] in ("mmap", "none")
 
 
+@pytest.mark.spec("4.8")
 @pytest.mark.parametrize("name", ["a b", "it's", "x[1]", "a:b", 'q"q', "{{.Dir}}", "$HOME", "#1"])
 def test_an_odd_path_is_at_mnt_project_and_said_once(ready: Box, name: str) -> None:
     project = ready.project(name)
@@ -440,6 +473,7 @@ def test_an_odd_path_is_at_mnt_project_and_said_once(ready: Box, name: str) -> N
     assert os.path.samefile(ready.claude_runs(own)[0]["cwd"], project)
 
 
+@pytest.mark.spec("4.8")
 def test_a_path_with_unicode_letters_stays(ready: Box) -> None:
     project = ready.project("日本語-é")
     assert ready.run("create", cwd=project).code == 0
@@ -447,6 +481,7 @@ def test_a_path_with_unicode_letters_stays(ready: Box) -> None:
     assert ready.config(own)["mounts"][0]["mountPoint"] == str(project)
 
 
+@pytest.mark.spec("4.8")
 @pytest.mark.parametrize("name", [b"a,b", b"a\nb", b"a\xffb", b"a\\b"])
 def test_a_path_that_the_host_s_side_cannot_carry_is_a_clear_error(ready: Box, name: bytes) -> None:
     project = Path(os.fsdecode(os.fsencode(ready.root) + b"/p/" + name))
@@ -456,6 +491,7 @@ def test_a_path_that_the_host_s_side_cannot_carry_is_a_clear_error(ready: Box, n
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("4.8")
 @pytest.mark.parametrize("place", ["home", "lima", "ssh", "settings", "state", "checkout", "root"])
 def test_what_must_not_be_shared_is_refused(ready: Box, place: str) -> None:
     from box import ROOT
@@ -475,6 +511,7 @@ def test_what_must_not_be_shared_is_refused(ready: Box, place: str) -> None:
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("4.10")
 def test_the_ignore_rule_is_last_and_nothing_else_is_forwarded(made: Box) -> None:
     config = made.config(APP)
     (rule,) = config["portForwards"]
@@ -484,6 +521,7 @@ def test_the_ignore_rule_is_last_and_nothing_else_is_forwarded(made: Box) -> Non
     assert config["ssh"]["forwardAgent"] is False
 
 
+@pytest.mark.spec("4.11")
 def test_resources_default_to_half_of_the_host(made: Box) -> None:
     assert made.config(APP)["cpus"] == max(1, (os.cpu_count() or 2) // 2)
     assert made.config(APP)["memory"].endswith("GiB")
@@ -492,6 +530,7 @@ def test_resources_default_to_half_of_the_host(made: Box) -> None:
 # -- settings and login --------------------------------------------------------------------------
 
 
+@pytest.mark.spec("5.1")
 def test_settings_are_mounted_read_only_outside_the_home_and_copied_in(made: Box) -> None:
     settings = made.home / ".claude-sandbox" / ".claude"
     (settings / "hooks").mkdir(parents=True, exist_ok=True)
@@ -508,6 +547,7 @@ def test_settings_are_mounted_read_only_outside_the_home_and_copied_in(made: Box
     assert (settings / "hooks" / "h.sh").read_text() == "#!/bin/sh\n"
 
 
+@pytest.mark.spec("4.13")
 def test_no_dialog_at_the_first_run(made: Box) -> None:
     assert made.run(env={"ANTHROPIC_API_KEY": "sk-ant-api03-" + "k" * 40}).code == 0
     state = json.loads((made.guest(APP) / "home" / ".claude.json").read_text())
@@ -516,6 +556,7 @@ def test_no_dialog_at_the_first_run(made: Box) -> None:
     assert state["customApiKeyResponses"]["approved"] == ["k" * 20]
 
 
+@pytest.mark.spec("5.3")
 def test_the_host_s_credential_is_handed_over_and_comes_back(made: Box) -> None:
     import time
 
@@ -542,6 +583,7 @@ def test_the_host_s_credential_is_handed_over_and_comes_back(made: Box) -> None:
     assert "oat01-new" not in ended.text
 
 
+@pytest.mark.spec("5.4")
 def test_the_user_s_own_claude_directory_is_warned_about(ready: Box) -> None:
     own = ready.home / ".claude"
     own.mkdir()
@@ -553,6 +595,7 @@ def test_the_user_s_own_claude_directory_is_warned_about(ready: Box) -> None:
 # -- running, host -------------------------------------------------------------------------------
 
 
+@pytest.mark.spec("6.3")
 def test_lima_s_log_is_in_a_file_that_errors_name(ready: Box) -> None:
     ready.fault("start", fail="driver exploded")
     ended = ready.run("create")
@@ -561,12 +604,14 @@ def test_lima_s_log_is_in_a_file_that_errors_name(ready: Box) -> None:
     assert "driver exploded" in Path(log).read_text()
 
 
+@pytest.mark.spec("4.14")
 def test_a_late_guest_agent_is_a_warning(ready: Box) -> None:
     ready.fault("start", degraded="guest agent does not seem to be running; port forwards will not work")
     ended = ready.run("create")
     assert ended.code == 0 and "agent" in ended.err and ready.vms()[APP] == "Running"
 
 
+@pytest.mark.spec("4.14")
 def test_a_slow_host_agent_is_tried_once_more(ready: Box) -> None:
     ready.fault("start.1", slow_agent=True)
     assert (ended := ready.run("create")).code == 0, ended.text
@@ -580,6 +625,7 @@ def test_missing_mounts_in_the_guest_are_an_error(made: Box) -> None:
     assert ended.code == 1 and "mount" in ended.err
 
 
+@pytest.mark.spec("7.1")
 def test_locks_are_not_in_lima_s_directories_and_sockets_are_short(made: Box) -> None:
     made.run()
     assert not list(made.lima_home.rglob("*.lock"))

@@ -52,6 +52,7 @@ def refused(ended: Ended, *words: str) -> None:
 # -- approvals are bound to where they lead --------------------------------------------------------
 
 
+@pytest.mark.spec("3.2")
 def test_a_mount_below_the_project_is_refused_before_anybody_is_asked(ready: Box, secret: Path) -> None:
     data = ready.project() / "data"
     data.mkdir()
@@ -64,6 +65,7 @@ def test_a_mount_below_the_project_is_refused_before_anybody_is_asked(ready: Box
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("3.2")
 def test_a_sandbox_that_shares_below_its_project_does_not_follow_what_the_guest_made_of_it(
     ready: Box, secret: Path
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_sandbox_that_shares_below_its_project_does_not_follow_what_the_guest_
     assert ready.vms()[APP] == "Stopped" and str(secret) not in json.dumps(ready.config(APP))
 
 
+@pytest.mark.spec("3.2")
 def test_an_approval_is_for_where_a_mount_leads(ready: Box, secret: Path) -> None:
     (ready.root / "data").mkdir()
     link = ready.root / "link"
@@ -136,6 +139,7 @@ def test_settings_below_the_project_are_refused(ready: Box) -> None:
     assert ready.vms() == {"tools-vm": "Stopped"}
 
 
+@pytest.mark.spec("3.2")
 def test_a_template_is_approved_with_its_content(ready: Box) -> None:
     template = ready.project() / "vm.yaml"
     template.write_text(json.dumps({"images": [IMAGE], "env": {"WHO": "good"}}))
@@ -175,6 +179,7 @@ def test_an_approved_template_is_not_read_again_by_lima(ready: Box) -> None:
 # -- nothing leads through what another guest can write ---------------------------------------------
 
 
+@pytest.mark.spec("4.8")
 @pytest.mark.parametrize("how", ["flag", "user file", "settings"])
 def test_what_lies_in_another_sandbox_s_project_is_refused(ready: Box, secret: Path, how: str) -> None:
     other = ready.project("other")
@@ -242,6 +247,7 @@ def test_a_project_is_not_found_by_a_guest_s_symlink(ready: Box, secret: Path) -
     assert (ended := ready.run("create", "-d", str(outer / "inner"))).code == 0, ended.text
 
 
+@pytest.mark.spec("5.1")
 def test_a_link_in_the_settings_to_what_a_guest_can_write_is_left_out(made: Box) -> None:
     settings = made.home / ".claude-sandbox" / ".claude"
     (made.project() / "agents").mkdir()
@@ -259,6 +265,7 @@ def test_a_link_in_the_settings_to_what_a_guest_can_write_is_left_out(made: Box)
 # -- the moment between our look and QEMU's ---------------------------------------------------------
 
 
+@pytest.mark.spec("4.8")
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("verb", ["create", "start"])
 def test_a_directory_swapped_in_the_moment_of_the_start(
@@ -285,6 +292,7 @@ TRUSTED = (".cache", ".cache/claude-sandbox", ".claude", ".config/autostart", ".
            "Library/LaunchAgents", ".ssh")  # fmt: skip
 
 
+@pytest.mark.spec("4.8")
 @pytest.mark.parametrize("place", TRUSTED)
 def test_what_the_host_runs_or_trusts_is_refused(ready: Box, place: str) -> None:
     where = ready.home / place
@@ -328,6 +336,7 @@ def test_a_sandbox_that_shares_such_a_place_already_does_not_start_again(made: B
     assert (ended := made.run("start", "--mount", str(made.root / "x"))).code == 0, ended.text
 
 
+@pytest.mark.spec("4.8")
 @pytest.mark.parametrize(
     "place", ["~", "LIMA_HOME", ".ssh", ".gnupg", ".claude-sandbox", ".claude/projects", "/"]
 )
@@ -375,6 +384,7 @@ NESTED: dict[str, Any] = {
 }
 
 
+@pytest.mark.spec("4.5")
 @pytest.mark.parametrize("key", sorted(FORBIDDEN))
 @pytest.mark.parametrize("origin", ["-t", "project file"])
 def test_a_template_does_not_reach_the_host(ready: Box, key: str, origin: str) -> None:
@@ -406,6 +416,7 @@ HOST_FILES: dict[str, Any] = {
 }
 
 
+@pytest.mark.spec("4.5")
 @pytest.mark.parametrize("key", sorted(HOST_FILES))
 @pytest.mark.parametrize("origin", ["project file", "-t in the project"])
 def test_a_template_that_a_guest_may_write_names_no_file_of_the_host(
@@ -446,6 +457,7 @@ def test_what_is_switched_off_in_a_template_is_fine(ready: Box) -> None:
     assert (ended := ready.run("create", *words)).code == 0, ended.text
 
 
+@pytest.mark.spec("4.5")
 def test_a_base_s_devices_are_left_out_and_named(ready: Box) -> None:
     ready.vm("mine", {"networks": [{"lima": "shared"}], "audio": {"device": "default"}})
     ended = ready.run("create", "-c", "mine")
@@ -453,6 +465,7 @@ def test_a_base_s_devices_are_left_out_and_named(ready: Box) -> None:
     assert not {"networks", "audio"} & set(ready.config(APP))
 
 
+@pytest.mark.spec("4.3")
 @pytest.mark.parametrize("file", ["default.yaml", "override.yaml"])
 @pytest.mark.parametrize(
     "text",
@@ -476,6 +489,7 @@ BROKEN = {
 NEED_NOTHING_OF_IT = ("status", "list", "info", "settings diff", "restart", "stop", "stop-all", "delete -y")
 
 
+@pytest.mark.spec("3.2")
 @pytest.mark.parametrize("why", sorted(BROKEN))
 def test_verbs_that_need_nothing_of_the_project_s_file(made: Box, why: str) -> None:
     file = wishes(made, f"# by the guest\n{BROKEN[why]}")

@@ -35,6 +35,7 @@ def sessions(box: Box) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.spec("6.2")
 def test_another_project_s_session_is_not_ours_by_its_name(made: Box) -> None:
     """`app-2` renames the user's session to `claude-sandbox-app-2`: for `app` that looks like its own of process 2."""
     made.with_tmux()

@@ -19,7 +19,7 @@ TOKEN = "sk-ant-oat01-" + "x" * 40
 def shell(box: Box, *command: str, env: dict[str, str | None] | None = None) -> tuple[Ended, bool]:
     """`shell -- COMMAND` and whether it went the short way: without our command line's modules."""
     ended = box.run("shell", "--", *command, env=env)
-    return ended, "_claude_sandbox.cli" not in ended.err
+    return ended, "_claude_sandbox.cli.main" not in ended.err
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_another_environment_has_a_note_of_its_own(warm: Box) -> None:
 
 def test_options_want_the_whole_way(warm: Box) -> None:
     ended = warm.run("shell", "-v", "--", "true")
-    assert ended.code == 0 and "_claude_sandbox.cli" in ended.err
+    assert ended.code == 0 and "_claude_sandbox.cli.main" in ended.err
 
 
 def test_a_vm_that_died_is_started_again(warm: Box) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from box import Box
 
-from _claude_sandbox import options
+from _claude_sandbox.cli import parser
 
 WRONG: dict[str, tuple[str, ...]] = {
     "settings": ("-s", ""),
@@ -24,7 +24,7 @@ NEEDED = {"settings": ("diff",), "reply": ("app",), "notify": ("test",), "comple
 WITHOUT_HOST = ("version", "help", "completion", "_session", "_open")
 BAD = [
     (*((name,) if name else ()), *NEEDED.get(name, ()), *words)
-    for name, verb in options.VERBS.items()
+    for name, verb in parser.VERBS.items()
     for key, words in WRONG.items()
     if key in verb.settings
 ] + [
@@ -50,6 +50,7 @@ def said_first(ended_code: int, text: str) -> bool:
     return ended_code == 2 and not any(word in text for word in ("Lima", "lacks", "install it", "setup"))
 
 
+@pytest.mark.spec("1.12")
 def test_wrong_values_come_before_the_host(bare: Box) -> None:
     wrong = [
         (words, ended.text) for words in BAD if not said_first((ended := bare.run(*words)).code, ended.text)
@@ -64,6 +65,7 @@ def test_on_a_terminal_nothing_is_asked(bare: Box) -> None:
         assert said_first(ended.code, ended.out) and "[y/N]" not in ended.out, ended.out
 
 
+@pytest.mark.spec("1.12")
 def test_nor_with_a_yes_that_would_install(bare: Box) -> None:
     """What only the disk or the network shows: a directory, a file, a port that is taken."""
     with socket.socket() as taken:
@@ -91,7 +93,7 @@ def test_a_wrong_value_in_a_file_too(bare: Box) -> None:
 
 
 def test_a_directory_that_is_not_there(bare: Box) -> None:
-    for name, verb in options.VERBS.items():
+    for name, verb in parser.VERBS.items():
         if verb.project and name not in WITHOUT_HOST:
             ended = bare.run(*((name,) if name else ()), *NEEDED.get(name, ()), "-d", "/nonexistent")
             assert ended.code == 1 and "Directory not found: /nonexistent" in ended.err, name

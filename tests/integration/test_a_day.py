@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from machine import Person, Screen, Stub
 
-from _claude_sandbox import qcow2, tools
+from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
+from _claude_sandbox.disks import qcow2
 
 pytestmark = pytest.mark.vm
 NAME, SECOND = "claude-sandbox-app", "claude-sandbox-app-"
@@ -38,6 +39,7 @@ def twin(user: Person) -> Path:
     return user.project("play", "app", files={"hello.txt": "from the twin\n"})
 
 
+@pytest.mark.spec("1.10")
 def test_setup_installs_lima_qemu_and_the_rest(user: Person, app: Path) -> None:
     """Root installs the packages and the project's owner gets Lima: `sudo claude-sandbox setup -y`."""
     whole = {**user.env(), "HOME": str(user.home)}
@@ -52,6 +54,7 @@ def test_setup_installs_lima_qemu_and_the_rest(user: Person, app: Path) -> None:
     assert "has everything" in again.out
 
 
+@pytest.mark.spec("1.9", "8.2")
 def test_the_default_tools_vm_is_built_from_packages(user: Person) -> None:
     """Every tool, and sizes by this host: what a newcomer gets, and what the rest of the day is about."""
     user.cs("rebuild-tools-vm", "--from-packages", timeout=2400)
@@ -61,6 +64,7 @@ def test_the_default_tools_vm_is_built_from_packages(user: Person) -> None:
     assert (user.lima_home / "tools-vm" / "protected").exists()
 
 
+@pytest.mark.spec("6.3")
 def test_killed_during_the_clone_the_next_run_starts_over(user: Person, app: Path) -> None:
     half = user.instance(NAME)
     user.killed_when(lambda: any(half.glob("*")), "create", cwd=app)
@@ -71,6 +75,7 @@ def test_killed_during_the_clone_the_next_run_starts_over(user: Person, app: Pat
     assert user.vms().get(NAME) != "Stopped"
 
 
+@pytest.mark.spec("1.1")
 def test_claude_works_in_the_sandbox(user: Person, app: Path, stub: Stub) -> None:
     """The bare command creates by clone what the killed runs did not finish, and runs the real Claude."""
     write = {"tool": "Write", "input": {"file_path": f"{app}/made.txt", "content": "made in the sandbox\n"}}
@@ -108,6 +113,7 @@ echo "stuck=$(sudo journalctl -b -q -o cat --grep='timed out|dependency failed|w
 """
 
 
+@pytest.mark.spec("4.15")
 def test_ready_means_ready(user: Person, app: Path) -> None:
     """Of all units that the default installs none failed, was waited for in vain, or came after READY."""
     said = user.cs("shell", "--", "bash", "-c", BOOT, cwd=app).out
@@ -118,9 +124,10 @@ def test_ready_means_ready(user: Person, app: Path) -> None:
     assert boot == {"compression": "zstd", "system": "running", "failed": "", "stuck": ""}
 
 
+@pytest.mark.spec("4.15")
 def test_every_promised_tool_runs_in_a_sandbox(user: Person, app: Path) -> None:
     """They ran in the tools VM when it was built; here as whoever works in a clone runs them."""
-    promised = [tool for tool in tools.TOOLS if tool.packages]
+    promised = [tool for tool in base_vm_catalogue.TOOLS if tool.packages]
     lines = [f"( {tool.verify} ) > /dev/null 2>&1 < /dev/null || echo {tool.name}" for tool in promised]
     assert len(promised) > 30
     assert user.cs("shell", cwd=app, input="set -o pipefail; cd /\n" + "\n".join(lines) + "\n").out == ""
@@ -131,6 +138,7 @@ def test_claudes_exit_code_is_ours(user: Person, app: Path, stub: Stub) -> None:
     assert user.cs("--", "-p", prompt, cwd=app, env=stub.env, code=None).code == 1
 
 
+@pytest.mark.spec("4.8")
 def test_both_sides_see_what_the_other_writes(user: Person, app: Path) -> None:
     assert user.cs("shell", "--", "cat", "hello.txt", "ünï cödé.txt", cwd=app).out == "from the host\nx\n"
     (app / "later.txt").write_text("later\n")
@@ -144,6 +152,7 @@ def test_both_sides_see_what_the_other_writes(user: Person, app: Path) -> None:
     assert done.out == f"{app}\n"
 
 
+@pytest.mark.spec("3.4")
 def test_the_environment_arrives(user: Person, app: Path) -> None:
     script = (
         'echo "$CLAUDE_SANDBOX_UUID|$UV_PROJECT_ENVIRONMENT|$LANG|$TZ|$ANTHROPIC_API_KEY|$CLAUDE_SANDBOX_ENV"'
@@ -159,6 +168,7 @@ def test_the_environment_arrives(user: Person, app: Path) -> None:
     assert "sk-ant-test" not in processes
 
 
+@pytest.mark.spec("5.1")
 def test_settings_come_in_and_cannot_be_changed_from_the_guest(user: Person, app: Path) -> None:
     settings = user.home / ".claude-sandbox" / ".claude"
     (settings / "CLAUDE.md").write_text("be brief\n")
@@ -221,6 +231,7 @@ def linked_disk(user: Person, app: Path) -> None:
     aside.rename(golden)
 
 
+@pytest.mark.spec("4.10")
 def test_a_twin_gets_its_own_vm_with_ports_and_the_login(user: Person, app: Path, twin: Path) -> None:
     """Also: a login made in one VM is there in the next."""
     credential = {
@@ -277,6 +288,7 @@ def screen(user: Person) -> Iterator[Screen]:
     shown.tmux("kill-server")
 
 
+@pytest.mark.spec("4.13", "6.2")
 def test_the_tui_under_tmux(user: Person, app: Path, stub: Stub, screen: Screen) -> None:
     """Claude's prompt with no dialog before it; an answer; detach and attach again; the end."""
     command = str(user.checkout / "claude-sandbox")
@@ -298,6 +310,7 @@ def test_the_tui_under_tmux(user: Person, app: Path, stub: Stub, screen: Screen)
     assert user.run("tmux", "list-sessions", code=None).code != 0, "the session ended with Claude"
 
 
+@pytest.mark.spec("1.8")
 def test_delete_and_prune_leave_everything_else_alone(user: Person, app: Path, twin: Path) -> None:
     foreign = user.lima_home / "claude-sandbox-foreign"
     foreign.mkdir()

@@ -19,7 +19,7 @@ import pytest
 from desktop import Desktop
 from machine import Person, Screen, Stub, squeezed, with_pid, words_of
 
-from _claude_sandbox import runtime
+from _claude_sandbox.system import runtime_dir
 
 pytestmark = pytest.mark.vm
 NAME = "claude-sandbox-attention"
@@ -91,7 +91,7 @@ class Watched:
         """Process ids of the hooks server: `parent` and `worker`."""
         uid = self.project.stat().st_uid
         kept = self.person.home / ".local/state/claude-sandbox"
-        key = runtime.key({"HOME": str(self.person.home)})
+        key = runtime_dir.key({"HOME": str(self.person.home)})
         places = [Path(f"/run/user/{uid}/claude-sandbox/{key}"), kept / f"runtime-{key}"]
         (file,) = [f for place in places if (f := place / "hooks" / "server.pid").exists()]
         state = kept / "hooks/state.json"

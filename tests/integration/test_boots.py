@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from machine import Person, with_pid, words_of
 
-from _claude_sandbox import host_packages, qcow2, tools_document
+from _claude_sandbox.base_vm import lima_yaml as base_vm_lima_yaml
+from _claude_sandbox.base_vm.packages import apt_sources
+from _claude_sandbox.disks import qcow2
 
 pytestmark = pytest.mark.vm
 GUEST = Path(__file__).resolve().parents[2] / "_claude_sandbox" / "guest"
@@ -224,7 +226,7 @@ def test_an_image_without_our_init(user: Person, one: Path, three: Path) -> None
 def as_lima_runs(name: str, tools: str, account: str) -> str:
     """A shell script that does with a script of tools-vm.yaml what Lima's boot.sh does, as root."""
     text = (GUEST / "provision" / name).read_text().replace("{{.User}}", account)
-    pins = {**tools_document.load()["param"], "tools": tools}
+    pins = {**base_vm_lima_yaml.load()["param"], "tools": tools}
     exports = "".join(f"export PARAM_{key}={shlex.quote(str(value))}\n" for key, value in pins.items())
     names = ",".join(f"PARAM_{key}" for key in pins)
     run = (
@@ -250,8 +252,8 @@ def test_the_scripts_for_ubuntus_image_as_far_as_registries_allow(user: Person, 
         return [line for line in out.splitlines() if line.startswith("claude-sandbox: ")]
 
     # The host's CAs as in an image that is being built, and no vendor's host wherever this runs.
-    cas = "\n".join(host_packages.extra_cas())
-    user.cs("shell", "--", "sudo", "tee", "-a", host_packages.BUNDLE, cwd=two, input=cas)
+    cas = "\n".join(apt_sources.extra_cas())
+    user.cs("shell", "--", "sudo", "tee", "-a", apt_sources.BUNDLE, cwd=two, input=cas)
     guest(user, two, "echo 'proxy = http://127.0.0.1:9' | tee ~/.curlrc | sudo tee /root/.curlrc")
     assert run("system.sh", "git jq tree docker docker-compose go") == [
         "claude-sandbox: packages", "claude-sandbox: zram", "claude-sandbox: docker",

@@ -13,6 +13,7 @@ from machine import Person, Stub
 pytestmark = pytest.mark.vm
 
 
+@pytest.mark.spec("7.1")
 def test_the_main_path_as_root(root: Person, stub: Stub) -> None:
     root.cs("setup", "-y")
     root.cs("rebuild-tools-vm", "--from-packages", "--only", "claude,git,python3", "--cpus", "2", "--memory", "2GiB",

@@ -70,6 +70,7 @@ def running(user: Person) -> int:
     return int(found.stdout)
 
 
+@pytest.mark.spec("2.1")
 def test_a_tone_arrives_unchanged_and_the_microphone_closes(user: Person, project: Path) -> None:
     user.cs("shell", "--", "sh", "-c", AS_CLAUDE, cwd=project)
     seen: list[tuple[bool, int]] = []  # (status says that it is open, capture programs)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.run import Command, Result
+from _claude_sandbox.system.run import Command, Result
 
 HOUR = 3600 * 1000
 

@@ -14,9 +14,10 @@ import pytest
 from box import short_directory
 from hypothesis import HealthCheck, settings
 
-from _claude_sandbox import context, lima, vm
-from _claude_sandbox.progress import Progress
-from _claude_sandbox.run import Command, Result
+from _claude_sandbox.lima import context, limactl
+from _claude_sandbox.system.progress import Progress
+from _claude_sandbox.system.run import Command, Result
+from _claude_sandbox.vm import mark as vm_mark
 
 # The machine may be busy, and a fixture that only makes a directory need not be anew for each example.
 settings.register_profile(
@@ -184,7 +185,7 @@ def ctx(home: Path, recorder: Recorder) -> context.Context:
     """A context whose Lima is the recorder, with an empty LIMA_HOME."""
     lima_home = home / ".lima"
     lima_home.mkdir()
-    return context.Context(lima.Lima(recorder, lima_home), vm.GuestUser("me", 1000), Told())
+    return context.Context(limactl.Lima(recorder, lima_home), vm_mark.GuestUser("me", 1000), Told())
 
 
 def told(ctx: context.Context) -> Told:
@@ -193,12 +194,17 @@ def told(ctx: context.Context) -> Told:
 
 
 def put_instance(
-    ctx: context.Context, name: str, mark: vm.Mark | None = None, *, text: str = "", pid: int | None = None
+    ctx: context.Context,
+    name: str,
+    mark: vm_mark.Mark | None = None,
+    *,
+    text: str = "",
+    pid: int | None = None,
 ) -> Path:
     """An instance directory with a lima.yaml; with `pid`, one that runs as far as its files say."""
     directory = ctx.lima.home / name
     directory.mkdir(parents=True)
-    param = f"param:\n  {vm.MARK_PARAM}: {mark.encode()}\n" if mark else ""
+    param = f"param:\n  {vm_mark.MARK_PARAM}: {mark.encode()}\n" if mark else ""
     (directory / "lima.yaml").write_text(text + param or "{}\n")
     if pid is not None:
         for file in ("ha.pid", "qemu.pid"):

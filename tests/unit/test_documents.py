@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from _claude_sandbox import options
+from _claude_sandbox.cli import parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -51,7 +51,7 @@ def test_links_lead_somewhere() -> None:
 def test_commands_are_taken(document: Path) -> None:
     for command in commands(document.read_text(encoding="utf-8")):
         if not re.search(r"…|\bVERB\b|\.$", command):
-            options.parse(shlex.split(command))
+            parser.parse(shlex.split(command))
 
 
 def test_there_are_commands_to_look_at() -> None:

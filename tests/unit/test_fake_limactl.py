@@ -11,8 +11,8 @@ import pytest
 from box import Box
 
 from _claude_sandbox.errors import LimaError
-from _claude_sandbox.lima import Lima
-from _claude_sandbox.run import LocalRunner
+from _claude_sandbox.lima.limactl import Lima
+from _claude_sandbox.system.run import LocalRunner
 
 
 @pytest.fixture

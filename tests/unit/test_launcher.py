@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from recording import Recorder, failed
 
-from _claude_sandbox import bootstrap
 from _claude_sandbox.errors import HostSetupError
-from _claude_sandbox.run import Command, Result
+from _claude_sandbox.host import python_env
+from _claude_sandbox.system.run import Command, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = "import sys\nprint(sys.prefix)\nprint(sys.argv[1:])\nsys.exit(7)\n"
@@ -62,11 +62,21 @@ class Checkout:
 
 def make_checkout(root: Path) -> Checkout:
     code = root / "a checkout"
-    (code / "_claude_sandbox").mkdir(parents=True)
+    for room in ("host", "system"):
+        (code / "_claude_sandbox" / room).mkdir(parents=True)
     for name in ("claude-sandbox", "rebuild-tools-vm", "claude-hooks-server"):
         shutil.copy2(ROOT / name, code / name)
-    for name in ("__init__", "bootstrap", "errors", "files", "run", "text"):
-        shutil.copy2(ROOT / "_claude_sandbox" / f"{name}.py", code / "_claude_sandbox")
+    for name in (
+        "__init__",
+        "errors",
+        "host/__init__",
+        "host/python_env",
+        "system/__init__",
+        "system/files",
+        "system/run",
+        "system/text",
+    ):
+        shutil.copy2(ROOT / "_claude_sandbox" / f"{name}.py", code / "_claude_sandbox" / f"{name}.py")
     (code / "requirements.lock").write_text("# nothing\n")
     (code / "claude_sandbox.py").write_text(STAND_IN)
     (root / "home").mkdir()
@@ -139,6 +149,7 @@ def test_through_symlinks_from_another_directory(used: Checkout, tmp_path: Path)
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (7, "[]")
 
 
+@pytest.mark.spec("1.9")
 def test_rebuild_tools_vm_is_the_verb(used: Checkout, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(Path(used.launcher).parent / "rebuild-tools-vm")
     assert used.run(str(tmp_path / "link"), "-y").stdout.endswith("['rebuild-tools-vm', '-y']\n")
@@ -166,6 +177,7 @@ def test_an_environment_whose_python_went_away_is_made_again(used: Checkout) -> 
     assert used.run(used.launcher, "x").stderr == ""
 
 
+@pytest.mark.spec("2.2")
 @pytest.mark.parametrize(
     "words", [["--help"], ["shell", "-h"], ["--version"], ["version"], ["help", "shell"]]
 )
@@ -250,7 +262,7 @@ def test_root_leaves_nothing_in_somebody_s_home(
     assert left == []
 
 
-# -- bootstrap.py, with a recording runner -----------------------------------------------------------
+# -- host/python_env.py, with a recording runner -----------------------------------------------------------
 
 
 def which(*names: str) -> object:
@@ -269,7 +281,7 @@ def test_uv_makes_it_where_it_is(tmp_path: Path, recorder: Recorder, monkeypatch
     monkeypatch.setattr(shutil, "which", which("uv"))
     venv, lock = tmp_path / "c" / "venv-1", tmp_path / "requirements.lock"
     recorder.on("uv", "venv", then=makes(venv))
-    bootstrap.make(recorder, venv, lock, yes=False)
+    python_env.make(recorder, venv, lock, yes=False)
     assert [argv[:3] for argv in recorder.argvs()] == [("uv", "venv", "--python"), ("uv", "pip", "install")]
     assert "--require-hashes" in recorder.argvs()[1]
     assert all(call.command.cwd == venv.parent for call in recorder.calls)  # not in a project's directory
@@ -280,8 +292,8 @@ def test_pip_where_uv_fails(tmp_path: Path, recorder: Recorder, monkeypatch: pyt
     monkeypatch.setattr(shutil, "which", which("uv"))
     venv = tmp_path / "venv-1"
     recorder.on("uv", then=failed("no such index"))
-    recorder.on(bootstrap.base_python(), then=makes(venv))
-    bootstrap.make(recorder, venv, tmp_path / "lock", yes=False)
+    recorder.on(python_env.base_python(), then=makes(venv))
+    python_env.make(recorder, venv, tmp_path / "lock", yes=False)
     assert recorder.argvs()[-1][1:4] == ("-I", "-m", "pip") and "--require-hashes" in recorder.argvs()[-1]
 
 
@@ -293,7 +305,7 @@ def test_a_failed_install_is_told_in_pip_s_words(
         str(tmp_path / "venv-1/bin/python"), then=failed("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
     )
     with pytest.raises(HostSetupError, match="DO NOT MATCH THE HASHES"):
-        bootstrap.make(recorder, tmp_path / "venv-1", tmp_path / "lock", yes=False)
+        python_env.make(recorder, tmp_path / "venv-1", tmp_path / "lock", yes=False)
     assert not (tmp_path / "venv-1" / ".complete").exists()
 
 
@@ -302,11 +314,11 @@ def test_debian_without_venv(tmp_path: Path, recorder: Recorder, monkeypatch: py
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     package = f"python3.{sys.version_info[1]}-venv"
     with pytest.raises(HostSetupError) as caught:
-        bootstrap.make(recorder, tmp_path / "venv-1", tmp_path / "lock", yes=False)
+        python_env.make(recorder, tmp_path / "venv-1", tmp_path / "lock", yes=False)
     assert f"apt-get install -y --no-install-recommends {package}" in str(caught.value)
     assert recorder.calls == []
     venv = tmp_path / "venv-1"
-    recorder.on(bootstrap.base_python(), then=makes(venv))
-    bootstrap.make(recorder, venv, tmp_path / "lock", yes=True)
+    recorder.on(python_env.base_python(), then=makes(venv))
+    python_env.make(recorder, venv, tmp_path / "lock", yes=True)
     assert [call.how for call in recorder.calls][:2] == ["foreground", "foreground"]
     assert recorder.argvs()[1][-1] == package

@@ -14,7 +14,7 @@ VARIES = "…"
 def said() -> str:
     """Every text in the program, what is put into f-strings as VARIES."""
     texts = [(ROOT / "claude-sandbox").read_text(encoding="utf-8")]
-    for file in (ROOT / "_claude_sandbox").glob("*.py"):
+    for file in (ROOT / "_claude_sandbox").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)

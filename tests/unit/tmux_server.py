@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from box import need, short_directory
 
-from _claude_sandbox import panes, processes
-from _claude_sandbox.panes import Place, Record
+from _claude_sandbox.system import processes
+from _claude_sandbox.terminals import records as terminals_records
+from _claude_sandbox.terminals.records import Place, Record
 
 UUID = "11111111-2222-4333-8444-5555555555{:02d}"
 
@@ -135,7 +136,7 @@ class Server:
         record = Record(
             UUID.format(self.made), sandbox, "/work/app", place, process, "", desktop, time.time_ns()
         )
-        panes.write(record)
+        terminals_records.write(record)
         return record
 
     def close(self) -> None:

@@ -1,0 +1,290 @@
+"""What a session in a VM is given, and the guest brought up to date: environment, settings, login, hooks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from _claude_sandbox.claude_home import first_run, host_tree, push
+from _claude_sandbox.config.table import Config
+from _claude_sandbox.credentials import select as credentials_select
+from _claude_sandbox.credentials import share as credentials_share
+from _claude_sandbox.credentials.exchange import Collected
+from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError
+from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
+from _claude_sandbox.hooks import registration as hooks_registration
+from _claude_sandbox.lima import remote_command
+from _claude_sandbox.lima.context import Context
+from _claude_sandbox.lima.limactl import Instance
+from _claude_sandbox.lima.ssh import Guest
+from _claude_sandbox.system import paths
+from _claude_sandbox.system.files import write_atomic
+from _claude_sandbox.vm import shares
+from _claude_sandbox.vm import start as vm_start
+
+SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
+PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
+# Terminals that ncurses-base of Debian and Ubuntu knows; others become xterm-256color.
+_TERMS = frozenset(
+    {
+        "xterm",
+        "xterm-256color",
+        "screen",
+        "screen-256color",
+        "tmux",
+        "tmux-256color",
+        "linux",
+        "vt100",
+        "rxvt",
+    }
+)
+
+
+def environment(config: Config, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the guest's session gets besides the credential (spec 3.3, 3.5)."""
+    env = {
+        "CLAUDE_SANDBOX_UUID": remote_command.uuid4(),
+        "UV_PROJECT_ENVIRONMENT": environ.get("UV_PROJECT_ENVIRONMENT") or ".venv-agent",
+        "LANG": "C.UTF-8",
+        "TERM": guest_term(environ.get("TERM", "")),
+        # Updates come by `claude-sandbox update`: many sandboxes must not each fetch one.
+        "DISABLE_AUTOUPDATER": "1",
+    }
+    if zone := time_zone(environ):
+        env["TZ"] = zone
+    if environ.get("COLORTERM"):
+        env["COLORTERM"] = environ["COLORTERM"]
+    if config.proxy:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            for spelling in (name, name.upper()):
+                if environ.get(spelling):
+                    env[spelling] = (
+                        environ[spelling]
+                        if name == "no_proxy"
+                        else credentials_select.guest_url(environ[spelling])
+                    )
+    if config.ca:
+        env["NODE_EXTRA_CA_CERTS"] = "/etc/ssl/certs/ca-certificates.crt"
+    return env
+
+
+def guest_term(term: str) -> str:
+    return term if term in _TERMS else "xterm-256color"
+
+
+def time_zone(environ: Mapping[str, str]) -> str | None:
+    """The host's zone name, such as Europe/Berlin; None when it cannot be told."""
+    if environ.get("TZ"):
+        return environ["TZ"].removeprefix(":")
+    with contextlib.suppress(OSError):
+        target = os.path.realpath("/etc/localtime")
+        _, found, name = target.partition("/zoneinfo/")
+        if found:
+            return name
+    return None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a session in the VM is given. `looked_at`: the files on which that depends.
+
+    `warned`: something was wrong with the settings or the login, and the user should hear of it each time.
+    """
+
+    env: Mapping[str, str] = field(repr=False)
+    login: credentials_select.Login = field(repr=False)
+    looked_at: tuple[str, ...]
+    warned: bool
+
+
+def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick: bool = False) -> Given:
+    """Settings, login and first-run files into the guest; returns what the session gets.
+
+    `quick`: not when this boot of the VM has had the same ones already. What the guest cannot take (its disk is
+    full, it has no tar) is a warning: a session is how its user frees the disk. Raises GuestConnectionError.
+    """
+    warnings: list[str] = []
+    unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        ctx.progress.warn(text)
+
+    writable = shares.guest_writable(ctx)
+    directory = shares.settings_directory(ctx, config, writable)
+    if warning := host_tree.users_own_warning(directory):
+        warn(warning)
+    if config.hooks:
+        listening = _listen(config, instance)
+    guest = ctx.guest(instance)
+    guest.connect()
+    chosen = _login(ctx, directory, warn)
+    env = {
+        **environment(config),
+        **_hooks_socket(config, instance),
+        **credentials_select.launch_env(os.environ),
+        **chosen.environment(),
+    }
+    tree = host_tree.scan(
+        directory,
+        unfit.append,
+        push.hashes_file(directory, paths.state_dir()),
+        lambda: [config.project, *writable],
+    )
+    seen = _fingerprint(tree, chosen, instance, config.hooks)
+    if not (quick and seen is not None and _prepared(instance) == seen):
+        for text in unfit:
+            warn(text)
+        _sync_login(ctx, chosen, _other_guests(ctx, instance))
+        try:
+            report = push.prepare(
+                guest,
+                tree=tree,
+                login=chosen,
+                sandbox=instance.name,
+                state_dir=paths.state_dir(),
+                identity=first_run.git_identity(ctx.runner, paths.home()),
+                hooks=config.hooks,
+                warn=warn,
+            )
+        except GuestConnectionError:
+            raise
+        except ClaudeSandboxError as error:  # a full disk, say: only a session can free it
+            warn(_not_brought(instance, error))
+        else:
+            _tell(ctx, instance, report)
+            if seen is not None:
+                write_atomic(instance.dir / PREPARED, seen.encode())
+    if config.hooks:
+        for trouble in listening():
+            ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
+    return Given(env, chosen, tree.looked_at, bool(warnings))
+
+
+def _hooks_socket(config: Config, instance: Instance) -> dict[str, str]:
+    """The variable that tells the guest where the host listens."""
+    if not config.hooks:
+        return {}
+    return {"CLAUDE_HOOKS_SOCKET": hooks_registration.guest_socket(vm_start.guest_uid(instance))}
+
+
+def _listen(config: Config, instance: Instance) -> Callable[[], list[str]]:
+    """Have the hooks server listen to this VM, while we go on. The result waits for that, for a while (whoever
+    becomes ssh would break it off), and tells what went wrong."""
+    import threading
+
+    trouble: list[str] = []
+
+    def listen() -> None:
+        try:
+            hooks_client.register(instance, config.project, uid=vm_start.guest_uid(instance))
+            hooks_client.ensure()
+        except (ClaudeSandboxError, OSError) as error:
+            trouble.append(f"The host will not hear when Claude needs you: {error}")
+
+    def listening() -> list[str]:
+        thread.join(SERVER_TIMEOUT)
+        return trouble
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    return listening
+
+
+def _tell(ctx: Context, instance: Instance, report: push.PrepareReport) -> None:
+    """What the user should know of a launch's changes."""
+    if not report.hooks:
+        ctx.progress.warn(
+            f"The host will not hear when Claude needs you: hooks need root in {instance.name}, and sudo failed there."
+        )
+    if report.collected:
+        ctx.progress.note(_changed(report.collected))
+    if report.saved:
+        where = f"~/.claude/{report.saved_in}"
+        ctx.progress.warn(
+            f"Changed here and in the sandbox: {', '.join(report.saved)}. Yours won; the sandbox's are in {where}"
+        )
+
+
+def _changed(taken: Collected) -> str:
+    return (
+        f"{taken.sandbox} changed the login; it is in {taken.where} now. "
+        "`claude-sandbox login --undo` puts the previous one back."
+    )
+
+
+def _not_brought(instance: Instance, error: ClaudeSandboxError) -> str:
+    """What a session goes without, why in the guest's last words, and what to do."""
+    words = (error.details or "").splitlines()
+    why = error.brief.rstrip(".") + (f" ({words[-1][:200]})" if words else "")
+    return (
+        f"Nothing was brought into ~/.claude of {instance.name} (settings, hooks, login file), which goes on with "
+        f"what it has. {why}. {error.resolution or ''}"
+    )
+
+
+def _login(
+    ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None = None
+) -> credentials_select.Login:
+    return credentials_select.select(
+        os.environ,
+        settings_dir,
+        runner=ctx.runner,
+        state_dir=paths.state_dir(),
+        warn=warn or ctx.progress.warn,
+        ask=ctx.progress.ask,
+    )
+
+
+def collect_login(ctx: Context, settings_dir: Path, instance: Instance) -> None:
+    """After a session: a login that changed in this sandbox, or in another that runs."""
+    guests = {instance.name: ctx.guest(instance), **_other_guests(ctx, instance)}
+    _sync_login(ctx, _login(ctx, settings_dir), guests)
+
+
+def _sync_login(ctx: Context, chosen: credentials_select.Login, guests: Mapping[str, Guest]) -> None:
+    """Collect a newer login from running sandboxes and hand it on. Trouble is a warning, never a stop."""
+    try:
+        for taken in credentials_share.sync_running(guests, chosen, ctx.progress.warn):
+            ctx.progress.note(_changed(taken))
+    except ClaudeSandboxError as error:
+        ctx.progress.warn(f"The login was not taken over from running sandboxes: {error.brief}")
+
+
+def _fingerprint(
+    tree: host_tree.HostTree, chosen: credentials_select.Login, instance: Instance, hooks: bool
+) -> str | None:
+    """What the guest would be given, and to which boot of the VM; None when that cannot be told."""
+    boot_id = vm_start.boot_id(instance)
+    parts = [boot_id, repr(sorted(tree.files.items())), repr(tree.mcp), chosen.hand_over()]
+    parts.append(repr(hooks_guest_setup.files()) if hooks else "")
+    return hashlib.sha256(repr(parts).encode()).hexdigest() if boot_id else None
+
+
+def _prepared(instance: Instance) -> str | None:
+    try:
+        return (instance.dir / PREPARED).read_text()
+    except OSError:
+        return None
+
+
+def prepared_since(instance: Instance, began: int) -> bool:
+    try:
+        return (instance.dir / PREPARED).stat().st_mtime_ns > began
+    except OSError:
+        return False
+
+
+def _other_guests(ctx: Context, instance: Instance) -> dict[str, Guest]:
+    """Running sandboxes besides this one, by name, from their files alone."""
+    found = {}
+    for directory in ctx.lima.home.glob("claude-sandbox-*"):
+        other = ctx.lima.peek(directory.name)
+        if other and other.mark and other.name != instance.name and vm_start.seen_ready(other):
+            found[other.name] = ctx.guest(other)
+    return found

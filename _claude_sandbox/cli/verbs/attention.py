@@ -1,0 +1,314 @@
+"""The verbs by which a user attends to their sandboxes: watch, next, reply, notify."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _claude_sandbox.cli import render, watch
+from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotFoundError, UsageError
+from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.hooks.attention import NEEDS_INPUT, Session
+from _claude_sandbox.hooks.event import HOST_REPLIED
+from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
+from _claude_sandbox.sandbox import overview as sandbox_overview
+from _claude_sandbox.sandbox.overview import Row
+from _claude_sandbox.system import paths, terminal
+from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.run import Runner
+from _claude_sandbox.terminals import focus as terminals_focus
+from _claude_sandbox.terminals import records as terminals_records
+from _claude_sandbox.terminals import reply as terminals_reply
+from _claude_sandbox.terminals import screen as terminals_screen
+from _claude_sandbox.terminals.tmux import Tmux
+
+if TYPE_CHECKING:
+    from _claude_sandbox.cli.commands import Call
+
+_LOOK = 3.0  # seconds between two looks at the VMs themselves; their sessions are looked at at every tick
+
+
+# -- watch ---------------------------------------------------------------------------------------
+
+
+def watch_verb(call: Call) -> int:
+    """The live view; without a terminal, or with --json, the same once."""
+    usage = watch.Usage(paths.lima_home())
+    if call.chosen.json:
+        render.print_json([_data(row) for row in sandbox_overview.rows(call.ctx)])
+        return 0
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        found = sandbox_overview.rows(call.ctx)
+        watch.lines(found, usage, time.time_ns())  # sets the mark for the CPU's use
+        time.sleep(0.1)
+        print(watch.once(found, usage))
+        call.progress.note("There is no terminal to draw on: this is how it is now.")
+        return 0
+    doings = watch.Doings(
+        attach=lambda row: _said(lambda: attach(call, row)),
+        stop=lambda row: _said(lambda: _stop(call, row)),
+        answer=lambda row: _said(lambda: _answer(call, row)),
+    )
+    return watch.Watch(_Look(call), usage, doings).run()
+
+
+class _Look:
+    """Rows for a view that asks several times a second."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._boxes: list[Row] = []
+        self._looked, self._stamp = 0.0, 0
+        self._rows: list[Row] = []
+
+    def __call__(self) -> list[Row]:
+        try:
+            stamp = sandbox_overview.state_file().stat().st_mtime_ns
+        except OSError:
+            stamp = 0
+        due = time.monotonic() - self._looked > _LOOK
+        if due:
+            self._boxes, self._looked = sandbox_overview.rows(self._call.ctx), time.monotonic()
+        if due or stamp != self._stamp:
+            boxes = dict.fromkeys((row.sandbox, row.project, row.status) for row in self._boxes)
+            self._rows, self._stamp = sandbox_overview.arrange(boxes, hooks_client.sessions()), stamp
+        return self._rows
+
+
+def _said(do: Callable[[], str]) -> str:
+    """What a key did, or why not, in a line."""
+    try:
+        return do()
+    except ClaudeSandboxError as error:
+        return " ".join(part for part in (error.brief, error.resolution) if part)
+
+
+def _stop(call: Call, row: Row) -> str:
+    if row.status != sandbox_overview.RUNNING:
+        return f"{row.sandbox} does not run."
+    if not terminal.ask(f"Stop {row.sandbox}?"):
+        return "Nothing was stopped."
+    done = sandbox_lifecycle.stop(call.ctx, row.project, force=call.chosen.force)
+    return f"{done.name} is stopped."
+
+
+def _answer(call: Call, row: Row) -> str:
+    session = _session_of(row)
+    print(shown(call.runner, session))
+    sys.stdout.write("Answer (empty: none): ")
+    sys.stdout.flush()
+    text = sys.stdin.readline().strip()
+    return _sent(send(call.runner, session, text)) if text else "Nothing was sent."
+
+
+# -- next ----------------------------------------------------------------------------------------
+
+
+def next_verb(call: Call) -> int:
+    """Attach to the session that has waited longest; those that `next` has shown already come last."""
+    found = sorted(sandbox_overview.waiting(call.ctx), key=_was_shown)
+    if call.chosen.json:
+        render.print_json(_data(found[0]) if found else None)
+        return 0 if found else 1
+    if not found:
+        call.progress.note("Nothing waits for you.")
+        return 1
+    row = found[0]
+    session = _session_of(row)
+    call.progress.note(f"{row.project}: {watch.WORDS[row.state]}: {render.printable(session.message)}")
+    if call.chosen.dry_run:
+        return 0
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise RefusedError("There is no terminal to attach.", resolution=f"claude-sandbox -d {row.project}")
+    _remember(session)
+    if said := attach(call, row):
+        call.progress.note(said)
+    return 0
+
+
+def _was_shown(row: Row) -> bool:
+    session = row.session
+    return bool(session and (read_json(_shown_file()) or {}).get("/".join(session.key)) == session.seq)
+
+
+def _remember(session: Session) -> None:
+    known = {"/".join(each.key): each.seq for each in hooks_client.sessions()}
+    kept = {key: seq for key, seq in (read_json(_shown_file()) or {}).items() if known.get(key) == seq}
+    write_json(_shown_file(), {**kept, "/".join(session.key): session.seq})
+
+
+def _shown_file() -> Path:
+    return terminals_records.directory().parent / "shown.json"
+
+
+def attach(call: Call, row: Row) -> str:
+    """This terminal onto the row's Claude; returns what is to be said afterwards.
+
+    Raises SandboxNotFoundError when no terminal of ours runs it, and RefusedError when it runs in one without tmux.
+    """
+    record = sandbox_overview.pane_record(_session_of(row))
+    if record is None:
+        raise SandboxNotFoundError(
+            f"No terminal of this host runs that Claude in {row.sandbox}, as far as we know.",
+            resolution=f"claude-sandbox -d {row.project}",
+        )
+    found = terminals_records.server(record, call.runner)
+    if found is None:
+        raise RefusedError(f"It runs without tmux on {record.tty or 'another terminal'}: go there.")
+    tmux, pane = found
+    if terminals_focus.inside_same_server(tmux):
+        here = Tmux.own_client(call.runner)
+        tmux.show(pane, here or next(iter(tmux.clients()), None))
+        return ""
+    call.runner.foreground(terminals_focus.attach_command(tmux, pane))
+    return ""
+
+
+# -- reply ---------------------------------------------------------------------------------------
+
+
+def reply_verb(call: Call) -> int:
+    """Type an answer into Claude's pane; without TEXT show what it waits for."""
+    if call.chosen.text is not None and call.rest:
+        raise UsageError(
+            "TEXT is given before `--` and behind it.", resolution="Give it once, best behind `--`."
+        )
+    words = [call.chosen.text] if call.chosen.text is not None else list(call.rest)
+    text = " ".join(words)
+    if not words and call.chosen.seq is not None:
+        raise UsageError("--seq goes with an answer.", resolution="claude-sandbox reply NAME TEXT --seq N")
+    session = _chosen(sandbox_overview.named(call.ctx, call.chosen.name), call.chosen.session)
+    if not words:
+        if call.chosen.json:
+            render.print_json({**session.to_json(), "dialog": _open_dialog(call.runner, session)})
+        else:
+            print(shown(call.runner, session))
+        return 0
+    if text == "-":
+        text = sys.stdin.read(terminals_reply.LONGEST)
+    wanted = call.chosen.seq
+    if wanted is not None and wanted != str(session.seq):
+        raise RefusedError(
+            f"This answers what Claude in {session.sandbox} no longer asks.",
+            details=f"It is {session.state} now: {session.message}",
+        )
+    if call.chosen.dry_run:
+        call.tell(f"(type into {session.sandbox}: {render.printable(text)})")
+        return call.show(None, "")
+    sent = send(call.runner, session, text)
+    return call.show(sent, _sent(sent))
+
+
+def send(runner: Runner, session: Session, text: str) -> terminals_reply.Replied:
+    sent = terminals_reply.reply(session, text, runner, now=lambda: sandbox_overview.current(session.key))
+    if (
+        sent.kind == "choice"
+    ):  # no event of Claude's own tells of every answer: the state must not wait for one
+        with contextlib.suppress(OSError, ClaudeSandboxError):  # the server went: it will see for itself
+            told = {"name": HOST_REPLIED, "sandbox": session.sandbox, "session_id": session.session_id}
+            hooks_client.ask("POST", "/inject", {**told, "answers": session.seq}, timeout=2)
+    return sent
+
+
+def _sent(sent: terminals_reply.Replied) -> str:
+    return f"{sent.sandbox}: chosen: {sent.text}" if sent.kind == "choice" else f"{sent.sandbox}: sent."
+
+
+def _chosen(rows: Sequence[Row], wanted: str | None) -> Session:
+    """The one session that is meant: by its id, else the one that waits, else the only one."""
+    live = [row.session for row in rows if row.session is not None]
+    if wanted is not None:
+        live = [session for session in live if session.session_id.startswith(wanted)]
+    waits = [session for session in live if session.state == NEEDS_INPUT] or [
+        session for session in live if session.state in sandbox_overview.NEXT
+    ]
+    one = waits or live
+    if not one:
+        raise SandboxNotFoundError(
+            f"No Claude that we know of runs in {rows[0].sandbox}.",
+            resolution=f"claude-sandbox -d {rows[0].project}",
+        )
+    if len(one) > 1:
+        lines = "\n".join(f"{s.session_id}  {s.state}: {s.message}" for s in one)
+        raise UsageError("Several sessions wait there.", details=lines, resolution="Say which: --session ID.")
+    return one[0]
+
+
+def shown(runner: Runner, session: Session) -> str:
+    """What a session waits for, and what may be answered."""
+    lines = [
+        f"{session.sandbox}: {watch.WORDS.get(session.state, session.state)}",
+        render.printable(session.message),
+    ]
+    open = _open_dialog(runner, session)
+    if open is not None:
+        lines += [open.question, *(f"  {choice.key}. {choice.label}" for choice in open.choices)]
+    elif session.state == NEEDS_INPUT:
+        lines += [f"  {render.printable(choice)}" for choice in session.choices]
+    return "\n".join(line for line in lines if line)
+
+
+def _open_dialog(runner: Runner, session: Session) -> terminals_screen.Dialog | None:
+    record = sandbox_overview.pane_record(session)
+    found = terminals_records.server(record, runner) if record else None
+    return terminals_screen.dialog(found[0].screen(found[1].id)) if found else None
+
+
+def _session_of(row: Row) -> Session:
+    if row.session is None:
+        raise SandboxNotFoundError(
+            f"No Claude runs in {row.sandbox}.", resolution=f"claude-sandbox -d {row.project}"
+        )
+    return row.session
+
+
+def _data(row: Row) -> dict[str, object]:
+    return {
+        "sandbox": row.sandbox, "project": row.project, "status": row.status,
+        "session": row.session.to_json() if row.session else None,
+    }  # fmt: skip
+
+
+# -- notify --------------------------------------------------------------------------------------
+
+
+def notify_verb(call: Call) -> int:
+    """`notify test`: a notification by every way, and which of them worked (0: at least one).
+
+    The hooks server's own ways, where one runs: it may lack what this terminal knows of the desktop.
+    """
+    if call.chosen.dry_run:
+        call.tell("(show a test notification by every way)")
+        return call.show({"ways": [], "log": []}, "")
+    log: list[str] = []
+    if hooks_client.running():
+        told = [str(line) for line in hooks_client.ask("POST", "/notify-test", timeout=60).get("ways", [])]
+    else:
+        import asyncio
+
+        from _claude_sandbox.notify.notifier import Notifier
+
+        async def test() -> list[str]:
+            return await Notifier(log=log.append).test()
+
+        told = asyncio.run(test())
+    if call.chosen.json:
+        render.print_json({"ways": told, "log": log})
+    else:
+        print("\n".join([*map(render.printable, told), *map(render.printable, log)]))
+    return 0 if any(line.endswith(("shown", "it ran")) for line in told) else 1
+
+
+def open_verb(call: Call) -> int:
+    """What a click on macOS runs: bring the user to a session."""
+    record = terminals_records.read(call.chosen.uuid)
+    if record is None or not terminals_records.alive(record):
+        raise SandboxNotFoundError("That Claude session has ended.")
+    brought = terminals_focus.bring(record, call.runner)
+    if not brought.shown:
+        raise ClaudeSandboxError("Nothing shows that session now.", resolution=brought.hint)
+    return 0

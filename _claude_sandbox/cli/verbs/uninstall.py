@@ -1,0 +1,148 @@
+"""The verb `uninstall`: shows what claude-sandbox put on this host, asks, and removes it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _claude_sandbox.cli import render, servers
+from _claude_sandbox.config.parsers import format_size
+from _claude_sandbox.disks import lima_homes
+from _claude_sandbox.disks import store as disks_store
+from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError
+from _claude_sandbox.lima.limactl import Instance
+from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
+from _claude_sandbox.system import paths, runtime_dir
+from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm import stop as vm_stop
+
+if TYPE_CHECKING:
+    from _claude_sandbox.cli.commands import Call
+
+
+def uninstall(call: Call) -> int:
+    """VMs with our mark, then our directories. Never the settings directory or a project's file."""
+    boxes, bases = _machines(call)
+    directories = [d for d in _directories() if d.exists()]
+    disks = _disks()
+    stays = paths.home() / ".claude-sandbox"
+    value = {
+        "sandboxes": boxes, "tools_vms": [base.name for base in bases], "directories": directories,
+        "golden_disks": [disk.path for disk in disks], "stays": [stays], "removed": not call.chosen.dry_run,
+    }  # fmt: skip
+    call.tell(_shown(boxes, bases, directories, disks, stays))
+    if call.chosen.dry_run:
+        return call.show(value, "")
+    answer = call.confirm("Remove all that?")
+    if answer is None:
+        raise Cancelled("Nothing was removed.", resolution="Without a terminal, say -y.")
+    if not answer:
+        raise Cancelled("Nothing was removed.")
+    _remove_machines(call, boxes, bases)
+    kept = _free_disks(call)
+    for directory in directories:
+        _remove(directory, kept)
+    if not kept:
+        lima_homes.forget(paths.lima_home())
+    for each in kept:
+        users = ", ".join([*each.users, *map(str, each.gone)])
+        call.tell(f"This stays, for {render.printable(users)}: {each.path}")
+    value["stays"] = [stays, *(each.path for each in kept)]
+    return call.show(
+        value,
+        "Removed. What is left is the program itself: your checkout, or `pipx uninstall claude-sandbox`.",
+    )
+
+
+def _shown(
+    boxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance], directories: Sequence[Path],
+    disks: Sequence[disks_store.Golden], stays: Path,
+) -> str:  # fmt: skip
+    """What would be removed, and what stays."""
+    lines = ["This would be removed:", *map(render.sandbox_line, boxes)]
+    lines += [f"  {base.name}: the tools VM" for base in bases]
+    lines += [f"  {directory}" for directory in directories]
+    if disks:
+        size = format_size(sum(each.size for each in disks))
+        count = f"{len(disks)} golden disk" + ("" if len(disks) == 1 else "s")
+        lines.append(f"    ({count} in it, {size}; one on which another VM stands stays)")
+    return "\n".join([*lines, f"This stays: {stays} (your settings and login), and every project."])
+
+
+def _remove_machines(
+    call: Call, boxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance]
+) -> None:
+    """VMs and servers. What fails does not keep the rest; then our directories, which it needs, stay."""
+    outcome = sandbox_lifecycle.prune(call.ctx, list(boxes)) if boxes else sandbox_lifecycle.Outcome()
+    with outcome.going_on():
+        servers.stop_all()
+    for base in bases:
+        with outcome.going_on():
+            call.ctx.lima.unprotect(base.name)  # we protected it ourselves
+            vm_stop.remove(call.ctx, base.name)
+    if outcome.failed:
+        raise ClaudeSandboxError(
+            "Not everything was removed; our directories stay, for what is left needs them.",
+            details="\n".join(map(str, outcome.failed)),
+            resolution="Then run `claude-sandbox uninstall` again.",
+        )
+
+
+def _disks() -> list[disks_store.Golden]:
+    try:
+        return disks_store.survey(paths.lima_home())
+    except ClaudeSandboxError:
+        return []
+
+
+def _free_disks(call: Call) -> list[disks_store.Golden]:
+    """Free the golden disks that nothing uses any more; returns those that a foreign VM stands on."""
+    try:
+        disks_store.free(paths.lima_home())
+        return [each for each in disks_store.survey(paths.lima_home()) if each.path.exists()]
+    except ClaudeSandboxError as error:
+        raise ClaudeSandboxError(
+            f"{paths.golden_dir()} was left alone, and with it our directories: {error.brief}",
+            details=error.details,
+            resolution=error.resolution,
+        ) from error
+
+
+def _remove(directory: Path, kept: Sequence[disks_store.Golden]) -> None:
+    """A directory, without the golden disks that stay (and their records)."""
+    if not kept or directory != paths.data_dir():
+        shutil.rmtree(directory)
+        return
+    for entry in directory.iterdir():
+        if entry != paths.golden_dir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _machines(call: Call) -> tuple[list[sandbox_lifecycle.Sandbox], list[Instance]]:
+    """Our sandboxes and tools VMs; none when Lima is not there. Raises ClaudeSandboxError when it does not answer."""
+    try:
+        instances = call.ctx.lima.list()
+    except HostSetupError:
+        return [], []
+    except ClaudeSandboxError as error:
+        raise ClaudeSandboxError(
+            f"Nothing was removed: which VMs are there is not known. {error.brief}",
+            details=error.details,
+            resolution=error.resolution,
+        ) from error
+    bases = [i for i in instances if i.mark is not None and i.mark.kind == vm_mark.TOOLS]
+    return sandbox_lifecycle.sandboxes(call.ctx), bases
+
+
+def _directories() -> list[Path]:
+    import platformdirs
+
+    return [
+        paths.data_dir(),
+        paths.cache_dir(),
+        platformdirs.user_state_path(runtime_dir.APP),
+        paths.config_file().parent,
+        *([Path(place)] if (place := runtime_dir.path()) else []),
+    ]

@@ -1,0 +1,478 @@
+"""The verbs: the only place that orders steps. They return data or raise; the fronts render.
+
+A project's lock is held while its VM is looked for, made, started, stopped or deleted, so two programs
+never work on one VM, and whoever comes second attaches to what the first one made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _claude_sandbox.config.table import Config
+from _claude_sandbox.disks import linked_clone
+from _claude_sandbox.disks import store as disks_store
+from _claude_sandbox.disks import users as disks_users
+from _claude_sandbox.errors import (
+    Cancelled,
+    ClaudeSandboxError,
+    LimaError,
+    SandboxExistsError,
+    SandboxNotFoundError,
+)
+from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.lima import vm_processes
+from _claude_sandbox.lima.context import Context
+from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
+from _claude_sandbox.sandbox import working
+from _claude_sandbox.system.files import lock
+from _claude_sandbox.vm import create as vm_create
+from _claude_sandbox.vm import first_boot, reconfigure
+from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
+from _claude_sandbox.vm import lookup as vm_lookup
+from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm import origin as vm_origin
+from _claude_sandbox.vm import settle as vm_settle
+from _claude_sandbox.vm import shares as vm_shares
+from _claude_sandbox.vm import start as vm_start
+from _claude_sandbox.vm import stop as vm_stop
+from _claude_sandbox.vm.journal import Journal, project_lock_path
+
+if TYPE_CHECKING:
+    from _claude_sandbox.hooks.attention import Session
+    from _claude_sandbox.hooks.event import Event
+
+MISSING = "missing"  # beside Lima's own status words (spec/vocabulary.md)
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """One project's VM as the fronts show it. `memory` and `disk` in bytes."""
+
+    name: str
+    status: str
+    project: Path | None
+    project_exists: bool
+    cpus: int = 0
+    memory: int = 0
+    disk: int = 0
+    created: bool = False  # by this call
+
+    @classmethod
+    def of(cls, instance: Instance, *, created: bool = False) -> Sandbox:
+        mark = instance.mark
+        project = mark.project if mark else None
+        return cls(
+            instance.name, instance.status, project, bool(project and project.is_dir()),
+            instance.cpus, instance.memory, instance.disk, created,
+        )  # fmt: skip
+
+    @classmethod
+    def at(cls, project: Path | str = ".") -> Sandbox:
+        """The sandbox of a project directory, from its files alone. Raises SandboxNotFoundError."""
+        from _claude_sandbox.config import table as config_table
+        from _claude_sandbox.host import run_as
+        from _claude_sandbox.lima.limactl import Lima
+        from _claude_sandbox.system import paths
+        from _claude_sandbox.system.run import LocalRunner
+
+        directory = config_table.project_directory(str(project))
+        ctx = Context(Lima(LocalRunner(), paths.lima_home()), run_as.guest_user())
+        instance = vm_lookup.by_name(ctx, directory)
+        if instance is None:
+            raise _not_found(directory)
+        return cls.of(instance)
+
+    def events(self, *, follow: bool = True, since_ns: int = 0) -> Iterator[Event | Session]:
+        """What Claude Code tells from this sandbox: `Event` for each hook event, `Session` for each Claude session
+        as it is now and whenever its attention changes (docs/hooks.md).
+
+        With `since_ns` (ns since 1970) first the events of the log from then on. With `follow` it goes on
+        until you stop reading, and waits while the hooks server does not run; without, it ends with the log.
+        """
+        from _claude_sandbox.hooks import feed_client
+
+        found = feed_client.logged(since_ns=since_ns) if since_ns or not follow else []
+        yield from (event for event in found if event.sandbox == self.name)
+        if follow:
+            later = feed_client.follow(after=found[-1].seq if found else None)
+            yield from (item for item in later if item.sandbox == self.name)
+
+
+@contextlib.contextmanager
+def project_lock(ctx: Context, project: Path) -> Iterator[None]:
+    """Hold the project's lock; say once that somebody else has it."""
+    if ctx.dry:
+        yield
+        return
+
+    def waiting(who: str) -> None:
+        ctx.progress.note(f"Another claude-sandbox works on this project; waiting for it: {who} …")
+
+    with lock(project_lock_path(project), on_wait=waiting):
+        yield
+
+
+BuildTools = Callable[[], Any]
+"""Builds the default tools VM; given by a front with a terminal (spec 4.4)."""
+
+
+def ensure(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> tuple[Instance, bool]:
+    """Make sure that the project's VM exists and runs; returns it and whether it was made now.
+
+    Raises CreateError, StartError, RefusedError, UsageError, Cancelled.
+    """
+    with project_lock(ctx, config.project):
+        instance = _find_whole(ctx, config)
+        if instance is None:
+            return _create(ctx, config, build_tools), True
+        return _bring_up(ctx, config, instance), False
+
+
+def create_only(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> Sandbox:
+    """The verb `create`. Raises SandboxExistsError when the project has a VM already."""
+    with project_lock(ctx, config.project):
+        instance = _find_whole(ctx, config)
+        if instance is not None:
+            raise SandboxExistsError(
+                f"This project has a sandbox already: {instance.name}",
+                resolution="`claude-sandbox start` starts it, `claude-sandbox delete` removes it.",
+            )
+        return Sandbox.of(_create(ctx, config, build_tools), created=True)
+
+
+def _find_whole(ctx: Context, config: Config) -> Instance | None:
+    """The project's VM, after removing one that was never finished or half deleted."""
+    instance = vm_lookup.find(ctx, config.project)
+    if instance is not None and Journal(ctx.lima.home, instance.name).exists() and not ctx.dry:
+        ctx.progress.note(f"Removing {instance.name}, which an earlier run did not finish.")
+        vm_create.remove_half_made(ctx, instance.name)
+        return None
+    if instance is None:
+        return _after_move(ctx, config.project)
+    return instance
+
+
+def _after_move(ctx: Context, project: Path) -> Instance | None:
+    """A sandbox whose directory became this project by a move, if the user says so."""
+    found = vm_lookup.moved(ctx, project)
+    if found is None or found[0].mark is None or found[0].mark.project is None:
+        return None
+    instance, sure = found
+    old = found[0].mark.project
+    seems = f"This directory is {old}, moved" if sure else f"This directory may be {old}, moved"
+    if sure:
+        answer = ctx.confirm(f"{seems}. Go on with its sandbox {instance.name}?")
+    else:  # it has the inode, and --yes has not looked
+        answer = ctx.ask(f"{seems}, or a new one. Go on with {instance.name}, which was made for {old}?")
+    if answer is None:
+        raise SandboxExistsError(
+            f"{seems}; its sandbox is {instance.name}.",
+            resolution="Answer on a terminal, or delete that sandbox (no other): "
+            f"{ctx.lima.command('delete', '--force', instance.name)}",
+        )
+    if not answer:
+        return None
+    _working_or_cancel(ctx, instance)
+    vm_stop.stop(ctx, instance)
+    document = reconfigure.follow_move(vm_start.read_document(instance), instance.name, old, project, ctx)
+    vm_start.write_document(ctx, instance.dir, document)
+    return ctx.lima.get(instance.name)
+
+
+def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Instance:
+    base = vm_create.base_of(ctx, config)
+    if base is None and config.template is None and build_tools is not None:
+        build_tools()
+        base = vm_create.base_of(ctx, config)
+    elif base is not None and base.status == RUNNING:
+        _working_or_cancel(ctx, base)
+    return vm_create.create(ctx, config, base, _prepare(config))
+
+
+def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
+    made_from = vm_origin.of(instance.dir)
+    reconfigure.check_origin(ctx, config, instance.name, made_from)
+    packages = reconfigure.missing_packages(config, made_from)
+    asked = bool(packages) or any(
+        config.given(key) for key in ("cpus", "memory", "disk", "ports", "mounts", "settings", "full-clone")
+    )
+    if instance.status == RUNNING and not asked and vm_start.seen_ready(instance):
+        return instance
+    instance = vm_settle.settle(ctx, instance)
+    document = vm_start.read_document(instance)
+    wanted = reconfigure.wanted(ctx, config, document)
+    linked = config.full_clone and linked_clone.is_linked(instance.dir)
+    if linked:
+        wanted = replace(wanted, words=(*wanted.words, "a disk of its own"))
+    if instance.status == RUNNING:
+        reconfigure.running_ports(instance.name, wanted)
+        reconfigure.tell_later(
+            ctx, config, (*wanted.words, *([f"packages {', '.join(packages)}"] if packages else []))
+        )
+        vm_start.wait_ready(ctx, instance)
+        return instance
+    vm_shares.check_shares(wanted.document)
+    vm_start.check_ports(vm_lima_yaml.ports_of(wanted.document))
+    if wanted.words:
+        ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
+        vm_start.write_document(ctx, instance.dir, wanted.document)
+    if linked and not ctx.dry:
+        linked_clone.make_full(ctx, instance.dir)
+    shares = vm_lima_yaml.shares_of(wanted.document)
+    early = first_boot.Early(ctx, shares, _prepare(config))
+    with _changed_back_if_it_fails(ctx, instance, document, wanted):
+        started = vm_start.start(ctx, instance.name, wanted.document, answers=early.begin)
+    first_boot.check_mounts(ctx, started, shares, early)
+    if packages:
+        reconfigure.install(ctx, started, packages)
+    return started
+
+
+@contextlib.contextmanager
+def _changed_back_if_it_fails(
+    ctx: Context, instance: Instance, document: vm_lima_yaml.Document, wanted: reconfigure.Change
+) -> Iterator[None]:
+    """A change with which the VM does not start (more memory than there is) does not affect later starts."""
+    try:
+        yield
+    except ClaudeSandboxError:
+        if wanted.words and not ctx.dry:
+            vm_start.write_document(
+                ctx, instance.dir, reconfigure.undone(wanted.document, document, instance.dir)
+            )
+        raise
+
+
+def _prepare(config: Config) -> Callable[[Context, Instance], None]:
+    """Settings and login for the launch that is to follow, while Lima still waits for its guest agent."""
+    from _claude_sandbox.claude_home import prepare as claude_home_prepare
+
+    def bring(ctx: Context, instance: Instance) -> None:
+        claude_home_prepare.bring_up_to_date(ctx, config, instance, quick=True)
+
+    return bring
+
+
+# -- stop, delete --------------------------------------------------------------------------------
+
+
+def _existing(ctx: Context, project: Path) -> Instance | None:
+    instance = vm_lookup.find(ctx, project)
+    return ctx.lima.get(instance.name) if instance else None
+
+
+def _working_or_cancel(ctx: Context, instance: Instance) -> None:
+    """Ask on a terminal before a VM in which Claude works is stopped (spec 1.11)."""
+    if instance.status != RUNNING or not working.claude_working(ctx, instance):
+        return
+    if ctx.confirm(f"Claude is working in {instance.name}. Stop it all the same?") is False:
+        raise Cancelled(f"{instance.name} was left running.")
+
+
+def stop(ctx: Context, project: Path, *, force: bool = False) -> Sandbox:
+    """Stop the project's VM; no VM or a stopped one is success."""
+    with project_lock(ctx, project):
+        instance = _existing(ctx, project)
+        if instance is None:
+            return Sandbox("", MISSING, project, True)
+        if not force:
+            _working_or_cancel(ctx, instance)
+        vm_stop.stop(ctx, instance, force=force)
+        return Sandbox.of(ctx.lima.get(instance.name) or instance)
+
+
+def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
+    """Stop and start, applying changed settings. Raises SandboxNotFoundError."""
+    with project_lock(ctx, config.project):
+        instance = _existing(ctx, config.project)
+        if instance is None:
+            raise _not_found(config.project)
+        _check_before_stop(ctx, config, instance)
+        if not force:
+            _working_or_cancel(ctx, instance)
+        vm_stop.stop(ctx, instance, force=force)
+        stopped = ctx.lima.get(instance.name) or instance
+        return Sandbox.of(_bring_up(ctx, config, stopped))
+
+
+def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None:
+    """What would keep the VM from starting again is found while it still runs (spec 1.11)."""
+    document = vm_start.read_document(instance)
+    wanted = reconfigure.wanted(ctx, config, document).document
+    vm_shares.check_shares(wanted)
+    # On the ports that it forwards now it listens itself.
+    own = {port.host for port in vm_lima_yaml.ports_of(document)} if instance.status != STOPPED else set()
+    vm_start.check_ports(tuple(port for port in vm_lima_yaml.ports_of(wanted) if port.host not in own))
+    if not ctx.dry and instance.status != UNREADABLE:
+        vm_start.check_effective(ctx, instance.name, document)
+        disks_store.check(ctx.lima.home, instance.dir)
+
+
+@dataclass
+class Outcome:
+    """What was done of a list of sandboxes, and what failed: one failure does not keep the rest from it."""
+
+    done: list[Sandbox] = field(default_factory=list)
+    failed: list[ClaudeSandboxError] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Around the work on one of them."""
+        try:
+            yield
+        except ClaudeSandboxError as error:
+            self.failed.append(error)
+
+
+def stop_all(ctx: Context, *, force: bool = False) -> Outcome:
+    """Stop every running sandbox of ours. Raises LimaError when Lima does not say which there are."""
+    outcome = Outcome()
+    for instance in vm_lookup.ours(ctx):
+        assert instance.mark is not None and instance.mark.project is not None
+        with outcome.going_on(), project_lock(ctx, instance.mark.project):
+            stopped = _stop_one(ctx, instance.name, force=force)
+            outcome.done += [stopped] if stopped else []
+    return outcome
+
+
+def _stop_one(ctx: Context, name: str, *, force: bool) -> Sandbox | None:
+    """None when it was stopped already. The project's lock is held."""
+    current = ctx.lima.get(name)
+    if current is None:
+        return None
+    if current.status == STOPPED and not force and not vm_processes.running(current.dir):
+        return None
+    if not force:
+        _working_or_cancel(ctx, current)
+    vm_stop.stop(ctx, current, force=force)
+    return Sandbox.of(ctx.lima.get(name) or current)
+
+
+def delete(ctx: Context, project: Path) -> Sandbox:
+    """Stop and delete the project's VM, with the conversations in it; never a file of the project."""
+    with project_lock(ctx, project):
+        vm_stop.finish(ctx)
+        instance = vm_lookup.find(ctx, project)
+        if instance is None:
+            return Sandbox("", MISSING, project, project.is_dir())
+        _delete(ctx, instance)
+        return Sandbox.of(instance)
+
+
+def _delete(ctx: Context, instance: Instance) -> None:
+    """The caller holds the project's lock. A kill half-way is finished by the next run (journal).
+
+    Raises RefusedError (protected, a symlink), LimaError in limactl's words: then the sandbox is still there.
+    """
+    mark = instance.mark
+    if mark is None or mark.kind != vm_mark.SANDBOX or mark.project is None:
+        raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
+    vm_stop.check_no_link(ctx, instance.name)
+    vm_stop.check_unprotected(ctx, instance.name)
+    with contextlib.suppress(ClaudeSandboxError):
+        ctx.guest(instance).disconnect()
+    with ctx.progress.stage(f"Deleting {instance.name}"):
+        if ctx.dry:
+            ctx.lima.delete(instance.name, force=True)
+            return
+        if vm_processes.running(instance.dir):
+            vm_stop.force_stop(ctx, instance.name)
+        hooks_client.unregister(instance)  # stopped: whatever comes next, a launch registers it again
+        _remove(ctx, instance, mark.project)
+
+
+def _remove(ctx: Context, instance: Instance, project: Path) -> None:
+    """A stopped VM goes. When Lima refuses, and left it whole, it is a good sandbox as before."""
+    journal = Journal(ctx.lima.home, instance.name)
+    try:
+        journal.begin(project)
+    except OSError as error:
+        if error.errno not in vm_stop.FULL:
+            raise
+        vm_stop.put_aside(ctx, instance.name)  # nothing can be written: whoever deletes wants to change that
+        journal.end()
+        return
+    try:
+        vm_create.remove_half_made(ctx, instance.name)
+    except LimaError:
+        if all((instance.dir / name).exists() for name in ("lima.yaml", disks_users.DISK)):
+            journal.end()
+        raise
+
+
+def prunable(ctx: Context, prefix: str = "", *, orphans: bool = False) -> list[Sandbox]:
+    """Our sandboxes whose name starts with `prefix`; with `orphans` only those without a directory."""
+    found = [Sandbox.of(instance) for instance in vm_lookup.ours(ctx) if instance.name.startswith(prefix)]
+    return [s for s in found if not (orphans and s.project_exists)]
+
+
+def prune(ctx: Context, sandboxes: list[Sandbox]) -> Outcome:
+    """Delete these, each looked at again under its lock: only what still carries our mark goes."""
+    outcome = Outcome()
+    vm_stop.finish(ctx)
+    for sandbox in sandboxes:
+        if sandbox.project is None:
+            continue
+        with outcome.going_on(), project_lock(ctx, sandbox.project):
+            instance = ctx.lima.get(sandbox.name)
+            if instance and instance.mark and instance.mark.project == sandbox.project:
+                _delete(ctx, instance)
+                outcome.done.append(sandbox)
+    return outcome
+
+
+def stop_base(ctx: Context, base: Instance) -> None:
+    """Stop a base VM before it is replaced; asks when Claude works in it. Raises Cancelled."""
+    _working_or_cancel(ctx, base)
+    vm_stop.stop(ctx, base)
+
+
+# -- questions -----------------------------------------------------------------------------------
+
+
+def base_name(ctx: Context, config: Config) -> str | None:
+    """The base VM of which a new sandbox would be cloned, if there is one."""
+    if config.template is not None:
+        return None
+    name = config.clone_from or vm_create.DEFAULT_BASE
+    return name if config.clone_from or (ctx.lima.home / name / "lima.yaml").exists() else None
+
+
+def _not_found(project: Path) -> SandboxNotFoundError:
+    return SandboxNotFoundError(
+        f"There is no sandbox for {project}.", resolution="`claude-sandbox create` makes one."
+    )
+
+
+def sandboxes(ctx: Context) -> list[Sandbox]:
+    """All sandboxes of ours, by name."""
+    return [Sandbox.of(instance) for instance in vm_lookup.at_a_glance(ctx)]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Everything about one project's sandbox."""
+
+    sandbox: Sandbox
+    shares: tuple[vm_lima_yaml.Share, ...]
+    ports: tuple[str, ...]
+    directory: Path
+    ssh_config: Path
+    vm_type: str
+    lima_version: str
+
+
+def info(ctx: Context, project: Path) -> Info:
+    """Raises SandboxNotFoundError."""
+    instance = _existing(ctx, project)
+    if instance is None:
+        raise _not_found(project)
+    document = vm_start.read_document(instance)
+    return Info(
+        Sandbox.of(instance), vm_lima_yaml.shares_of(document), tuple(map(str, vm_lima_yaml.ports_of(document))),
+        instance.dir, instance.ssh_config, instance.vm_type, instance.lima_version,
+    )  # fmt: skip

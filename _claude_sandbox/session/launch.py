@@ -1,0 +1,156 @@
+"""Running Claude, or a shell, in a VM that is up; and the note that makes the next shell quicker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from _claude_sandbox.claude_home import prepare as claude_home_prepare
+from _claude_sandbox.claude_home.prepare import Given
+from _claude_sandbox.config.table import PROJECT_FILE, Config
+from _claude_sandbox.credentials import select as credentials_select
+from _claude_sandbox.credentials import stores as credentials_stores
+from _claude_sandbox.lima import remote_command
+from _claude_sandbox.lima.context import Context
+from _claude_sandbox.lima.limactl import Instance
+from _claude_sandbox.session import fast_shell
+from _claude_sandbox.session.attach import Session, attach, forget_old_sessions, run_in_new_tmux, run_session
+from _claude_sandbox.system import paths, program, terminal
+from _claude_sandbox.terminals import records as terminals_records
+from _claude_sandbox.terminals.tmux import Tmux
+from _claude_sandbox.vm import first_boot
+from _claude_sandbox.vm import start as vm_start
+from _claude_sandbox.vm.journal import project_lock_path
+from _claude_sandbox.voice import grants as voice_grants
+
+
+def run_claude(
+    ctx: Context, config: Config, instance: Instance, arguments: Sequence[str], *, new: bool, began: int
+) -> int:
+    """Claude on the terminal; its exit code, or 0 after a detach. Attaches a live session again.
+
+    `began` is when this program did (ns): what a start has brought since then is not brought again.
+    """
+    forget_old_sessions()
+    tmux = Tmux(ctx.runner)
+    tty = sys.stdin.isatty() and sys.stdout.isatty()
+    live = _live(ctx, tmux, instance) if tty and not new and not arguments else None
+    if live:
+        if config.sources.get("voice", "").startswith("--"):
+            ctx.progress.warn("This is the session that ran already; --voice counts for a new one (--new).")
+        return attach(ctx, tmux, live)
+    given = claude_home_prepare.bring_up_to_date(
+        ctx, config, instance, quick=claude_home_prepare.prepared_since(instance, began)
+    )
+    first_boot.mention_old_claude(ctx, instance)
+    if config.voice and (trouble := voice_grants.trouble(config.voice_command)):
+        ctx.progress.warn(trouble)
+    line = remote_command.claude_line(vm_start.project_point(instance), arguments, voice=config.voice)
+    command = ctx.guest(instance).session(line, given.env, tty=tty)
+    uuid = given.env["CLAUDE_SANDBOX_UUID"]
+    microphone = config.voice_command if config.voice else None
+    session = Session(command, instance.name, str(config.settings), uuid, str(config.project), microphone)
+    if tty and not tmux.inside() and tmux.usable() and terminal.own_tty():
+        return run_in_new_tmux(ctx, tmux, session)
+    if tty and tmux.inside():
+        tmux.rename_current(instance.name)
+    return run_session(ctx, session)
+
+
+def _live(ctx: Context, tmux: Tmux, instance: Instance) -> str | None:
+    """A session of ours in which this VM's Claude runs, in the tmux server of this terminal.
+
+    The last release set no marks: a session without one is ours when the record of its launch says so.
+    """
+    found = tmux.live_session(instance.name, instance.tag)
+    if found is None and tmux.usable():
+        here = tmux.socket_path()
+        recorded = terminals_records.sessions_made(instance.name, ctx.runner)
+        old = (pane.session_name for server, pane in recorded if server.socket == here and not pane.mark)
+        found = next(old, None)
+    return found
+
+
+def run_shell(
+    ctx: Context, config: Config, instance: Instance, arguments: Sequence[str], *, began: int
+) -> int:
+    """A shell, or a command, in the VM with Claude's environment; becomes ssh when it can.
+
+    `began` is when this program did (ns), for the note that makes the next shell quicker.
+    """
+    tty = sys.stdin.isatty() and (sys.stdout.isatty() or not arguments)
+    given = claude_home_prepare.bring_up_to_date(ctx, config, instance, quick=True)
+    point = vm_start.project_point(instance)
+    with contextlib.suppress(OSError, ValueError):  # the next shell is a little slower then
+        _leave_note(ctx, config, instance, given, point, began)
+    line = remote_command.shell_line(point, arguments, tty=tty)
+    ctx.runner.exec(ctx.guest(instance).session(line, given.env, tty=tty))
+
+
+# Variables of ours that hold no secret: their values may stand in a file.
+_OPEN = frozenset(
+    {
+        "UV_PROJECT_ENVIRONMENT",
+        "LANG",
+        "TERM",
+        "TZ",
+        "DISABLE_AUTOUPDATER",
+        "NODE_EXTRA_CA_CERTS",
+        "CLAUDE_HOOKS_SOCKET",
+    }
+)
+
+
+def _leave_note(
+    ctx: Context, config: Config, instance: Instance, given: Given, point: str, began: int
+) -> None:
+    """For `warm`: all that this shell depended on, if that can be said without a secret."""
+    env = _origins(given)
+    pid_files = sorted(instance.dir.glob("*.pid"))
+    if env is None or given.warned or len(pid_files) != 2:  # the host agent's and the driver's
+        return
+    guest = ctx.guest(instance)
+    session = {
+        "point": point,
+        "ssh": guest.ssh(),
+        "host": instance.ssh_host,
+        "control": str(guest.control_path),
+        "pids": [int(file.read_text()) for file in pid_files],
+    }
+    watch = [
+        *pid_files, instance.dir / "lima.yaml", instance.ssh_config, paths.config_file(), paths.token_file(),
+        config.project / PROJECT_FILE, config.settings / credentials_stores.FILE, "/etc/localtime", *_program(),
+        *given.looked_at,
+    ]  # fmt: skip
+    fast_shell.save(
+        str(config.project), began=began, session=session, env=env, watch=map(str, watch),
+        lock=str(project_lock_path(config.project)),
+    )  # fmt: skip
+
+
+def _program() -> Iterator[Path]:
+    """Our own files and their directories: a note of another version is not followed."""
+    files = [program.package_file(name) for name in program.source_files()]
+    yield from {file.parent for file in files}
+    yield from files
+
+
+def _origins(given: Given) -> dict[str, tuple[str, str]] | None:
+    """Where each variable comes from, as `session.fast_shell.save` wants it; None if only its value could say it."""
+    origins = {}
+    token = given.login.environment() if isinstance(given.login, credentials_select.TokenLogin) else {}
+    for name, value in given.env.items():
+        if name == "CLAUDE_SANDBOX_UUID":
+            origins[name] = ("uuid", "")
+        elif os.environ.get(name) == value:
+            origins[name] = ("host", name)
+        elif name in _OPEN or (name == "ANTHROPIC_BASE_URL" and "@" not in value and "?" not in value):
+            origins[name] = ("text", value)
+        elif name in token:  # not the environment's, so the stored one
+            origins[name] = ("file", str(paths.token_file()))
+        else:
+            return None
+    return origins

@@ -1,0 +1,122 @@
+"""Which VM belongs to a project. Lima is the truth: the mark in each VM's config says whose it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from _claude_sandbox.errors import HostSetupError, SandboxExistsError
+from _claude_sandbox.lima.context import Context
+from _claude_sandbox.lima.limactl import BROKEN, Instance
+from _claude_sandbox.system.files import birth
+from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm.journal import Journal
+
+
+def candidates(ctx: Context, project: Path) -> tuple[str, str]:
+    """The names that a project's VM can have: the plain one and the one with a hash.
+
+    Raises HostSetupError when LIMA_HOME leaves no room for a name.
+    """
+    longest, least = ctx.longest_name(), len(vm_mark.PREFIX) + 1 + 1 + vm_mark.HASH_LENGTH
+    if longest < least:
+        most = len(os.fsencode(ctx.lima.home)) - (least - longest)
+        raise HostSetupError(
+            f"LIMA_HOME is too long: {ctx.lima.home}",
+            details="Lima puts sockets below it, and their paths are limited to about 104 bytes.",
+            resolution=f"Set LIMA_HOME to a shorter path (at most {most} bytes).",
+        )
+    return vm_mark.vm_name(project, longest), vm_mark.vm_name(project, longest, with_hash=True)
+
+
+def find(ctx: Context, project: Path) -> Instance | None:
+    """The project's VM. Its status is from files when it was found by name, else Lima's own."""
+    return by_name(ctx, project) or next((i for i in ours(ctx) if i.mark and i.mark.project == project), None)
+
+
+def by_name(ctx: Context, project: Path) -> Instance | None:
+    """The project's VM under one of its two names, from files alone; it may have a third (moved)."""
+    for name in candidates(ctx, project):
+        instance = ctx.lima.peek(name)
+        if instance and instance.mark and instance.mark.project == project:
+            return instance
+        if instance:
+            _explain_other_version(instance)
+    return None
+
+
+def _explain_other_version(instance: Instance) -> None:
+    """A VM with our mark in a schema that this version does not know is not taken for foreign."""
+    schema = vm_mark.mark_schema(instance.param.get(vm_mark.MARK_PARAM, ""))
+    if schema is not None and schema not in vm_mark.READABLE:
+        raise SandboxExistsError(
+            f"{instance.name} was made by another version of claude-sandbox (mark {schema}, ours is {vm_mark.SCHEMA}).",
+            resolution="Use that version for it, or delete it with `limactl delete` and create it anew.",
+        )
+
+
+def ours(ctx: Context) -> list[Instance]:
+    """Every sandbox of ours, as Lima lists them."""
+    return [i for i in ctx.lima.list() if i.mark is not None and i.mark.kind == vm_mark.SANDBOX]
+
+
+def at_a_glance(ctx: Context) -> list[Instance]:
+    """Every sandbox of ours from its files, for tables; Lima is asked where they leave a doubt.
+
+    That saves limactl's own time, which grows with every VM. Nothing that changes a VM relies on it.
+    """
+    try:
+        names = sorted(
+            entry.name for entry in ctx.lima.home.iterdir() if entry.name.startswith(vm_mark.PREFIX)
+        )
+    except FileNotFoundError:
+        return []
+    except OSError:
+        return ours(ctx)  # limactl says what is wrong
+    found = []
+    for name in names:
+        instance = ctx.lima.peek(name)
+        if instance is None or instance.mark is None or instance.mark.kind != vm_mark.SANDBOX:
+            continue
+        if instance.status == BROKEN or not (instance.cpus and instance.memory and instance.disk):
+            return sorted(ours(ctx), key=lambda each: each.name)  # one question for all
+        found.append(instance)
+    return found
+
+
+def moved(ctx: Context, project: Path) -> tuple[Instance, bool] | None:
+    """A sandbox whose directory has become `project` by a move, and whether that is sure.
+
+    Not sure: the mark is an older version's, or the file system does not record when a directory was made,
+    so that `project` may as well be a new one which got the old one's inode.
+    """
+    for instance in ours(ctx):
+        mark = instance.mark
+        if mark is None or mark.project is None or mark.project.is_dir():
+            continue
+        same = mark.same_directory(project)
+        if same or (same is None and not _made_after(project, instance)):
+            return instance, bool(same)
+    return None
+
+
+def _made_after(project: Path, instance: Instance) -> bool:
+    """Whether the directory was made after the VM: then it cannot be the one for which the VM was made."""
+    try:
+        made, vm_made = birth(project), birth(instance.dir)
+    except OSError:
+        return False
+    return bool(made and vm_made) and made > vm_made
+
+
+def free_name(ctx: Context, project: Path) -> str:
+    """A name that nothing has yet. Call it under `vm.journal.names_lock()`."""
+    names = candidates(ctx, project)
+    for name in names:
+        if not (ctx.lima.home / name).exists() and not Journal(ctx.lima.home, name).exists():
+            return name
+    raise SandboxExistsError(
+        f"Both names for this project's VM are taken: {names[0]} and {names[1]}.",
+        details=f"{ctx.lima.home / names[1]} is not a sandbox of ours.",
+        resolution="Look with `limactl list`; delete or rename the one that you do not need.",
+    )

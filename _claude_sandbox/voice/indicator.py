@@ -1,0 +1,90 @@
+"""The visible sign that a sandbox records: a notification, and the status line of its tmux session.
+
+Imported by the audio server only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from _claude_sandbox.hooks.event import clean
+from _claude_sandbox.notify.channels import Actions, Desktop, Failed, Log, Way
+from _claude_sandbox.notify.notifier import environment, open_line
+from _claude_sandbox.notify.policy import NORMAL, Notice
+from _claude_sandbox.system.run import CommandNotFound, Runner
+from _claude_sandbox.terminals.records import sessions_made
+
+MARK = "#[fg=white,bg=red,bold] microphone open #[default] "
+_NAME = 80
+
+
+def own_ways(runner: Runner) -> tuple[Way, ...]:
+    if sys.platform == "darwin":
+        from _claude_sandbox.notify.channel_macos import Mac
+
+        return (Mac(runner, open_line),)
+    return (Desktop(environment),)
+
+
+class Sign:
+    """Made and used in the server's event loop. What it cannot show it logs, once for each reason."""
+
+    def __init__(self, runner: Runner, log: Log, ways: Sequence[Way] | None = None) -> None:
+        self._runner, self._log = runner, log
+        self._ways = tuple(ways) if ways is not None else own_ways(runner)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[str] = set()
+        self._turn = asyncio.Lock()
+        self._told = ""
+
+    def __call__(self, sandbox: str, recording: bool) -> None:
+        """Returns at once; a recording that is over before its sign is shown gets none."""
+        (self._open.add if recording else self._open.discard)(sandbox)
+        task = asyncio.create_task(self._show(sandbox))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Take away what still shows."""
+        for sandbox in list(self._open):
+            self(sandbox, False)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=3)
+        for way in self._ways:
+            await way.close()
+
+    async def _show(self, sandbox: str) -> None:
+        async with self._turn:
+            recording = sandbox in self._open
+            await asyncio.to_thread(self._status_line, sandbox, recording)
+            key = ("microphone", sandbox)
+            for way in self._ways:
+                try:
+                    if recording:
+                        await way.show(self._notice(key, sandbox), sound=False, actions=_NO_ACTIONS)
+                        return
+                    await way.withdraw(key)  # whichever showed it
+                except Failed as error:
+                    self._trouble(f"no notification that the microphone is open ({way.name}: {error})")
+
+    def _trouble(self, text: str) -> None:
+        if text != self._told:
+            self._log(text)
+        self._told = text
+
+    @staticmethod
+    def _notice(key: tuple[str, str], sandbox: str) -> Notice:
+        return Notice(key, "Microphone open", clean(f"{sandbox} is recording", _NAME), NORMAL, ())
+
+    def _status_line(self, sandbox: str, recording: bool) -> None:
+        """In sessions that we made for it: others are the user's own to arrange."""
+        try:
+            for tmux, pane in sessions_made(sandbox, self._runner):
+                tmux.mark(pane.session_name, MARK if recording else "")
+        except CommandNotFound:
+            pass
+
+
+_NO_ACTIONS = Actions(open=lambda notice: None, reply=lambda notice, text: None)
