@@ -113,6 +113,7 @@ def make_instances(home: Path, number: int) -> None:
     """Stopped instances with our mark: a lima.yaml is all that `list` reads."""
     import yaml
 
+    from _claude_sandbox.lima import context as lima_context
     from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
     from _claude_sandbox.vm import mark as vm_mark
 
@@ -129,7 +130,7 @@ def make_instances(home: Path, number: int) -> None:
             "disk": "20GiB",
         }
         document = vm_lima_yaml.build(
-            base, vm_lima_yaml.Meant(mark, vm_mark.GuestUser("bench", 1000), (share,))
+            base, vm_lima_yaml.Meant(mark, lima_context.GuestUser("bench", 1000), (share,))
         )
         (home / name).mkdir()
         (home / name / "lima.yaml").write_text(yaml.safe_dump(document))

@@ -41,7 +41,8 @@ from _claude_sandbox.errors import (
     SandboxExistsError,
     UsageError,
 )
-from _claude_sandbox.lima import vm_processes
+from _claude_sandbox.lima import context as lima_context
+from _claude_sandbox.lima import readiness, vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance, Lima
 from _claude_sandbox.lima.ssh import Guest
@@ -56,6 +57,7 @@ from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.create import uninterrupted
 from _claude_sandbox.vm.journal import base_lock, build_lock
+from _claude_sandbox.vm.mark import kind_of
 
 __all__ = ["BuildReport", "ToolCheck", "rebuild"]
 
@@ -65,7 +67,7 @@ REACH_TIMEOUT = 10.0  # seconds to find out whether the image host answers
 CONSOLE_KEPT = 200_000  # bytes of the guest's console that a failed build's log keeps
 PROVISIONING_LOG = "/var/log/cloud-init-output.log"  # in the guest: what Lima's boot.sh and its scripts print
 # Made anew at each start, and dead weight in every clone until then.
-_PASSING = ("cidata.iso", "cloud-config.yaml", "ssh.config", vm_start.STAMP)
+_PASSING = ("cidata.iso", "cloud-config.yaml", "ssh.config", readiness.STAMP)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def rebuild(
     name: str = "tools-vm",
     only: Sequence[str] = (),
     from_packages: bool | None = None,
-    user: vm_mark.GuestUser,
+    user: lima_context.GuestUser,
     cpus: int,
     memory_mib: int,
     disk_gib: int,
@@ -160,7 +162,7 @@ def check_ours(lima: Lima, name: str) -> Instance | None:
     old = lima.get(name)
     if old is None and not os.path.lexists(lima.home / name):
         return None
-    if old is None or old.mark is None or old.mark.kind != vm_mark.TOOLS:
+    if old is None or kind_of(old) != vm_mark.TOOLS:
         raise SandboxExistsError(
             f"A VM called {name} is there, and claude-sandbox did not build it.",
             resolution="Give another name: `claude-sandbox rebuild-tools-vm NAME`, or remove that VM yourself.",
@@ -320,9 +322,8 @@ def _document(build: _Build) -> lima_yaml.Document:
 
 def _freeze(build: _Build) -> None:
     """Before the swap: what gets the name is a base that can be cloned in no time."""
-    param = {vm_mark.MARK_PARAM: build.meant.mark.encode()}
     directory = build.directory(build.temporary)
-    linked_clone.freeze(build.ctx, Instance(build.temporary, STOPPED, directory, param=param))
+    linked_clone.freeze(build.ctx, Instance(build.temporary, STOPPED, directory))
 
 
 def _finalise(guest: Guest) -> None:
@@ -392,7 +393,7 @@ def _remove_leftover(ctx: Context, name: str, temporary: str) -> None:
     if not directory.exists() and not directory.is_symlink():
         return
     peeked = ctx.lima.peek(temporary)
-    begun = peeked is None or (peeked.mark is not None and peeked.mark.kind == vm_mark.TOOLS)
+    begun = peeked is None or kind_of(peeked) == vm_mark.TOOLS
     finished = (directory / "protected").exists()
     if directory.is_symlink() or not ((begun and not finished) or put_aside(directory)):
         raise SandboxExistsError(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.claude_home.three_way import FileState, is_printable, parse_object
+from _claude_sandbox.claude_home.three_way import FileState, is_printable
+from _claude_sandbox.system.jsonio import parse_object
 from _claude_sandbox.system.run import Command, CommandNotFound, Runner
 
 SETTINGS_KEYS: Mapping[str, Any] = {"skipDangerousModePermissionPrompt": True}

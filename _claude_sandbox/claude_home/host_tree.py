@@ -21,6 +21,7 @@ from _claude_sandbox.claude_home.first_run import json_state, settings_state
 from _claude_sandbox.claude_home.three_way import FileState
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import files as system_files
+from _claude_sandbox.system import jsonio
 from _claude_sandbox.system.lookup import look
 from _claude_sandbox.vm import mounts
 
@@ -196,7 +197,7 @@ def _settings(source: Path, warn: Warn) -> FileState | None:
     except OSError as error:
         warn(f"Left out of the settings: {source} ({error.strerror}).")
         return None
-    if three_way.parse_object(raw) is None:
+    if jsonio.parse_object(raw) is None:
         warn(f"{source} is no JSON object: Claude will complain about it.")
     return settings_state(raw)
 
@@ -211,7 +212,7 @@ def _mcp_servers(directory: Path, warn: Warn) -> dict[str, Any]:
     except OSError as error:
         warn(f"Left out of the settings: {source} ({error.strerror}).")
         return {}
-    value = three_way.parse_object(raw)
+    value = jsonio.parse_object(raw)
     if value is None:
         warn(f"{source} is no JSON object: its MCP servers are left out.")
         return {}

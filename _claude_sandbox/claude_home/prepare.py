@@ -13,12 +13,14 @@ from _claude_sandbox.claude_home import first_run, host_tree, push
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.credentials import select as credentials_select
 from _claude_sandbox.credentials import share as credentials_share
+from _claude_sandbox.credentials import stores as credentials_stores
 from _claude_sandbox.credentials.exchange import Collected
+from _claude_sandbox.credentials.select import Origin
 from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
 from _claude_sandbox.hooks import registration as hooks_registration
-from _claude_sandbox.lima import remote_command
+from _claude_sandbox.lima import readiness, remote_command
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.lima.ssh import Guest
@@ -26,6 +28,7 @@ from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_atomic
 from _claude_sandbox.vm import shares
 from _claude_sandbox.vm import start as vm_start
+from _claude_sandbox.vm.mark import mark_of
 
 SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
 PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
@@ -89,6 +92,20 @@ def time_zone(environ: Mapping[str, str]) -> str | None:
     return None
 
 
+# Variables of ours that hold no secret: their values may stand in a file.
+_OPEN = frozenset(
+    {
+        "UV_PROJECT_ENVIRONMENT",
+        "LANG",
+        "TERM",
+        "TZ",
+        "DISABLE_AUTOUPDATER",
+        "NODE_EXTRA_CA_CERTS",
+        "CLAUDE_HOOKS_SOCKET",
+    }
+)
+
+
 @dataclass(frozen=True)
 class Given:
     """What a session in the VM is given. `looked_at`: the files on which that depends.
@@ -100,6 +117,23 @@ class Given:
     login: credentials_select.Login = field(repr=False)
     looked_at: tuple[str, ...]
     warned: bool
+
+    def origins(self) -> dict[str, Origin] | None:
+        """Where each variable comes from (no secret); None if only its value could say it."""
+        found = {name: _origin(name, value, self.login.origins()) for name, value in self.env.items()}
+        known = {name: origin for name, origin in found.items() if origin is not None}
+        return known if len(known) == len(found) else None
+
+
+def _origin(name: str, value: str, of_login: Mapping[str, Origin]) -> Origin | None:
+    if name == "CLAUDE_SANDBOX_UUID":
+        return "uuid", ""
+    if os.environ.get(name) == value:
+        return "host", name
+    if name in _OPEN or (name == "ANTHROPIC_BASE_URL" and "@" not in value and "?" not in value):
+        return "text", value
+    origin = of_login.get(name)
+    return origin if origin is not None and origin[0] == "file" else None
 
 
 def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick: bool = False) -> Given:
@@ -163,7 +197,8 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
     if config.hooks:
         for trouble in listening():
             ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
-    return Given(env, chosen, tree.looked_at, bool(warnings))
+    credential = str(config.settings / credentials_stores.FILE)
+    return Given(env, chosen, (*tree.looked_at, credential), bool(warnings))
 
 
 def _hooks_socket(config: Config, instance: Instance) -> dict[str, str]:
@@ -260,7 +295,7 @@ def _fingerprint(
     tree: host_tree.HostTree, chosen: credentials_select.Login, instance: Instance, hooks: bool
 ) -> str | None:
     """What the guest would be given, and to which boot of the VM; None when that cannot be told."""
-    boot_id = vm_start.boot_id(instance)
+    boot_id = readiness.boot_id(instance)
     parts = [boot_id, repr(sorted(tree.files.items())), repr(tree.mcp), chosen.hand_over()]
     parts.append(repr(hooks_guest_setup.files()) if hooks else "")
     return hashlib.sha256(repr(parts).encode()).hexdigest() if boot_id else None
@@ -285,6 +320,6 @@ def _other_guests(ctx: Context, instance: Instance) -> dict[str, Guest]:
     found = {}
     for directory in ctx.lima.home.glob("claude-sandbox-*"):
         other = ctx.lima.peek(directory.name)
-        if other and other.mark and other.name != instance.name and vm_start.seen_ready(other):
+        if other and mark_of(other) and other.name != instance.name and readiness.was_ready(other):
             found[other.name] = ctx.guest(other)
     return found

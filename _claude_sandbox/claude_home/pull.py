@@ -21,10 +21,11 @@ from typing import Any, Literal
 from _claude_sandbox.claude_home import host_tree, three_way
 from _claude_sandbox.claude_home.first_run import dump, json_state, without_first_run_keys
 from _claude_sandbox.claude_home.host_tree import CLAUDE_JSON, SETTINGS, Warn
-from _claude_sandbox.claude_home.push import GuestLike, Seen, fetch, read_tar
+from _claude_sandbox.claude_home.push import Seen, fetch, read_tar
 from _claude_sandbox.claude_home.three_way import FileState, States
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, UsageError
-from _claude_sandbox.lima.ssh import guest_script
+from _claude_sandbox.lima.ssh import GuestLike, guest_script
+from _claude_sandbox.system import jsonio
 from _claude_sandbox.system.text import printable
 
 MCP = f"{CLAUDE_JSON}:mcpServers."  # a difference's path for one MCP server
@@ -179,12 +180,12 @@ def _read_host(source: Path | None) -> bytes | None:
 
 def _clean(raw: bytes | None) -> bytes | None:
     """settings.json in one layout (Claude rewrites it), without the keys that we add."""
-    value = three_way.parse_object(raw)
+    value = jsonio.parse_object(raw)
     return raw if value is None else without_first_run_keys(dump(value))
 
 
 def _servers(seen: Seen) -> dict[str, Any]:
-    return host_tree.mcp_servers(three_way.parse_object(seen.claude_json) or {})
+    return host_tree.mcp_servers(jsonio.parse_object(seen.claude_json) or {})
 
 
 def _states(servers: Mapping[str, Any]) -> dict[str, FileState]:
@@ -200,7 +201,7 @@ def _pull_servers(settings_dir: Path, names: Sequence[str], servers: Mapping[str
         raw: bytes | None = (settings_dir / CLAUDE_JSON).read_bytes()
     except FileNotFoundError:
         raw = None
-    document = three_way.parse_object(raw)
+    document = jsonio.parse_object(raw)
     if raw is not None and document is None:
         raise ClaudeSandboxError(f"{settings_dir / CLAUDE_JSON} is no JSON object: repair it first.")
     old = (document or {}).get("mcpServers")

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from _claude_sandbox.claude_home import host_tree, three_way
 from _claude_sandbox.claude_home.first_run import (
@@ -34,10 +33,10 @@ from _claude_sandbox.credentials.exchange import Collected
 from _claude_sandbox.credentials.select import Login
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
-from _claude_sandbox.lima.remote_command import shell_quote
-from _claude_sandbox.lima.ssh import guest_script
+from _claude_sandbox.lima.ssh import GuestLike, guest_script
 from _claude_sandbox.system import files as system_files
-from _claude_sandbox.system.run import Result
+from _claude_sandbox.system import jsonio
+from _claude_sandbox.system.quoting import shell_quote
 
 CHANGED_MEANWHILE = 75  # exit code of settings-apply.sh
 ATTEMPTS = 3
@@ -50,12 +49,6 @@ _ANSWER = {
     ".claude/.credentials.json": "credential",
     ".claude.json": "claude_json",
 }
-
-
-class GuestLike(Protocol):
-    """What is used of lima.ssh.Guest."""
-
-    def run(self, script: str, *arguments: str, input: bytes = b"", timeout: float = 60) -> Result: ...
 
 
 @dataclass(frozen=True)
@@ -305,7 +298,7 @@ class _Push:
         if self.seen.claude_json_cut:
             self.warn("~/.claude.json in the sandbox is too large to be looked at: left as it is.")
             return
-        current = three_way.parse_object(self.seen.claude_json)
+        current = jsonio.parse_object(self.seen.claude_json)
         if current is None and self.seen.claude_json is not None:
             self.aside["claude.json"] = self.seen.claude_json
             self.warn("~/.claude.json in the sandbox was no JSON object: set aside and made anew.")

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from _claude_sandbox.system.jsonio import parse_object
+
 VERSION = 1
 MAX_FILES = 20_000
 PATH_MAX = 1024  # bytes of a path below ~/.claude
@@ -123,21 +125,6 @@ def is_name(text: str) -> bool:
 def is_printable(text: str) -> bool:
     """No control or format characters, line separators or lone surrogates (they could fake output)."""
     return not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
-
-
-def parse_object(raw: bytes | None) -> dict[str, Any] | None:
-    """A JSON object, or None for anything else, however it is broken."""
-    if raw is None:
-        return None
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
-
-    try:
-        value = json.loads(raw, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def parse_hashes(raw: bytes) -> dict[str, FileState]:

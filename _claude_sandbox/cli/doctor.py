@@ -14,6 +14,7 @@ from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.host import accelerator, install_lima, inventory, run_as
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system import daemon, paths, program
 from _claude_sandbox.system.run import Command, Runner
 from _claude_sandbox.vm import mark as vm_mark
@@ -148,7 +149,7 @@ def _lima_home() -> Check:
         os.listdir(home)  # an OSError becomes the check's text
         if not os.access(home, os.W_OK | os.X_OK):
             return Check("LIMA_HOME", False, f"{home} cannot be written", "Make it writable for your user.")
-    room = vm_mark.longest_name(home, sys.platform == "darwin")
+    room = lima_context.longest_name(home, sys.platform == "darwin")
     if room < len(vm_mark.PREFIX) + 1:
         return Check(
             "LIMA_HOME",

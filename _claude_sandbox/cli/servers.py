@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.system import daemon
 from _claude_sandbox.voice import grants as voice_grants
+
+if TYPE_CHECKING:
+    from _claude_sandbox.hooks.server import Server
+    from _claude_sandbox.notify.notifier import Notifier
+    from _claude_sandbox.terminals.reply import Replied
 
 _HOOKS = """usage: claude-hooks-server [--help]
 
@@ -22,8 +28,24 @@ def hooks_server(arguments: Sequence[str]) -> int:
     if list(arguments[:1]) == ["--worker"]:
         from _claude_sandbox.hooks import server as hooks_server
 
-        return hooks_server.main(int(arguments[1]))
+        return hooks_server.main(int(arguments[1]), _notifier)
     return _parent(arguments, hooks_client.daemon, _HOOKS)
+
+
+def _notifier(server: Server) -> Notifier:
+    """Notifications for the hooks server: what was answered by one is told to it."""
+    from _claude_sandbox.hooks import client, registration
+    from _claude_sandbox.notify.notifier import Notifier
+
+    def answered(replied: Replied) -> None:
+        if replied.kind == "choice":
+            server.replied(replied.sandbox, replied.session_id, replied.seq)
+
+    return Notifier(
+        log=server.say,
+        projects=lambda: [each.project for each in registration.all_in(client.registrations())],
+        answered=answered,
+    )
 
 
 def stop_all() -> None:

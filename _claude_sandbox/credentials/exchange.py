@@ -50,6 +50,9 @@ class CredentialLogin:
     def environment(self) -> dict[str, str]:
         return {}
 
+    def origins(self) -> dict[str, tuple[str, str]]:
+        return {}
+
     def hand_over(self) -> bytes | None:
         raw = self._read()
         value = stores.parse(raw)

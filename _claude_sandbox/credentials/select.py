@@ -46,6 +46,10 @@ _VALUE = re.compile(r"[^\x00-\x1f\x7f]{1,8192}")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{20,4096}")
 
 
+Origin = tuple[str, str]
+"""("host", VARIABLE), ("file", PATH), ("text", VALUE) or ("uuid", ""): a value by where it comes from."""
+
+
 class Login(Protocol):
     """A way to give a sandbox the user's login."""
 
@@ -56,6 +60,10 @@ class Login(Protocol):
 
     def environment(self) -> dict[str, str]:
         """Variables of a session in the guest; secret."""
+        ...
+
+    def origins(self) -> dict[str, Origin]:
+        """Where each of these variables comes from, for what must be written down without the secret."""
         ...
 
     def hand_over(self) -> bytes | None:
@@ -81,14 +89,19 @@ class TokenLogin:
 
     variable: str
     value: str = field(repr=False)
-    origin: str = "the environment"
+    file: Path | None = None  # None: the host's environment
 
     @property
     def description(self) -> str:
-        return f"{self.variable} from {self.origin}"
+        return f"{self.variable} from {self.file or 'the environment'}"
 
     def environment(self) -> dict[str, str]:
         return {self.variable: self.value}
+
+    def origins(self) -> dict[str, Origin]:
+        if self.file is not None:
+            return {self.variable: ("file", str(self.file))}
+        return {self.variable: ("host", self.variable)}
 
     def hand_over(self) -> bytes | None:
         return None
@@ -122,7 +135,7 @@ def select(
             return TokenLogin(name, value)
     token = stored_token(warn)
     if token:
-        return TokenLogin("CLAUDE_CODE_OAUTH_TOKEN", token, str(paths.token_file()))
+        return TokenLogin("CLAUDE_CODE_OAUTH_TOKEN", token, paths.token_file())
     return CredentialLogin(
         store_for(environ, settings_dir, runner, state_dir, platform), state_dir, warn, ask
     )

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from _claude_sandbox.claude_home.push import GuestLike
 from _claude_sandbox.credentials import stores
 from _claude_sandbox.credentials.exchange import Collected, Warn
 from _claude_sandbox.credentials.select import Login
 from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.lima.ssh import guest_script
+from _claude_sandbox.lima.ssh import GuestLike, guest_script
 
 BUDGET = 3.0  # seconds for everything
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox.claude_home.three_way import parse_object
 from _claude_sandbox.credentials.record import mark
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import files
+from _claude_sandbox.system.jsonio import parse_object
 from _claude_sandbox.system.run import Command, Runner
 
 FILE = ".credentials.json"

@@ -69,7 +69,7 @@ def freeze(ctx: Context, base: Instance) -> Path | None:
     The base's lock is held. A base that cannot be frozen (no space, another kind of disk) is cloned fully:
     that is told as a warning.
     """
-    if ctx.macos or base.mark is None or not worth_it(base.dir / DISK):
+    if ctx.macos or not worth_it(base.dir / DISK):
         return None
     if ctx.dry:
         ctx.progress.note(f"(freeze the disk of {base.name} into {paths.golden_dir()})")

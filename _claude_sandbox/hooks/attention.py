@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from _claude_sandbox.hooks.event import HOST_REPLIED, MESSAGE, Event, clean
+from _claude_sandbox.hooks.event import HOST_REPLIED, MESSAGE, Event
+from _claude_sandbox.system.text import clean
 
 WORKING, NEEDS_INPUT, DONE = "working", "needs_input", "done"
 FAILED, IDLE, ENDED = "failed", "idle", "ended"

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from _claude_sandbox.system.text import JOINERS, one_line
+from _claude_sandbox.system.text import clean
 
 LINE_LIMIT = 256 * 1024  # bytes; the guest cuts a payload at 64 KiB
 HEAD_LIMIT = 2048  # bytes of a payload that was over the guest's limit
@@ -104,21 +104,6 @@ class Event:
     def from_json(cls, value: Mapping[str, Any]) -> Event:
         """Of our own log or feed; raises KeyError and TypeError when it is not."""
         return cls(**{name: value[name] for name in cls.__dataclass_fields__})
-
-
-def clean(text: object, limit: int) -> str:
-    """`text` on one line without control characters, bidi overrides and the like, cut to `limit` characters.
-
-    >>> clean("a\\x1b[31mred\\n\\u202edesrever", 40)
-    'a[31mred desrever'
-    """
-    if not isinstance(text, str):
-        return ""
-    text = text[: 4 * limit]
-    if not text.isprintable():
-        text = one_line(text, instead="", keep=JOINERS)
-    text = text.strip()
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def parse(line: bytes, *, sandbox: str, project: str, received_ns: int) -> Event:

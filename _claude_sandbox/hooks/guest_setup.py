@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.ssh import guest_script
+from _claude_sandbox.system import quoting
 from _claude_sandbox.system.program import outside_file
 
 HOOK = "/usr/lib/claude-sandbox/hook.sh"
@@ -62,4 +62,4 @@ def _hook() -> bytes:
 
 def delivery() -> str:
     """The script that runs with a forward (lima/socket_forward.py): brings what hook.sh queued to the socket."""
-    return f'exec {remote_command.shell_quote(["perl", "-e", guest_script("hooks-deliver.pl")])} "$2"'
+    return f'exec {quoting.shell_quote(["perl", "-e", guest_script("hooks-deliver.pl")])} "$2"'

@@ -17,9 +17,8 @@ from _claude_sandbox.hooks import client
 from _claude_sandbox.hooks import registration as hooks_registration
 from _claude_sandbox.hooks.intake import Intake, Taken
 from _claude_sandbox.hooks.registration import Registration
-from _claude_sandbox.lima import limactl
+from _claude_sandbox.lima import limactl, readiness
 from _claude_sandbox.lima.limactl import Instance
-from _claude_sandbox.vm import start as vm_start
 
 Say = Callable[[str], None]
 
@@ -94,7 +93,7 @@ class Boxes:
         """Look at the VMs: cheap, every second. The sessions of one that stopped, or was started anew, end."""
         for box in self._boxes.values():
             where = box.registration.dir
-            now = vm_start.boot_id(_instance(box.registration)) if limactl.alive(where) else None
+            now = readiness.boot_id(_instance(box.registration)) if limactl.alive(where) else None
             if box.boot is not None and now != box.boot:
                 self._owner.vm_stopped(box.registration.name)
             box.boot = now
@@ -125,7 +124,7 @@ class Boxes:
             forward = self._forwards(
                 each,
                 socket,
-                lambda: limactl.alive(each.dir) and vm_start.seen_ready(_instance(each)),
+                lambda: limactl.alive(each.dir) and readiness.was_ready(_instance(each)),
                 lambda text: self._owner.say(f"{name}: {text}", name),
                 lambda connected: setattr(box, "connected", connected),
             )

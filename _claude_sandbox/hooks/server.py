@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.hooks import client, guest_setup, registration
+from _claude_sandbox.hooks import client, guest_setup
 from _claude_sandbox.hooks.attention import Session, Transition
 from _claude_sandbox.hooks.control import Control
 from _claude_sandbox.hooks.event import HOST_REPLIED, LOST, Event, MalformedError, parse
@@ -31,11 +31,9 @@ from _claude_sandbox.hooks.registration import Registration
 from _claude_sandbox.hooks.served import Boxes, Forwards, Say
 from _claude_sandbox.hooks.session_table import Board
 from _claude_sandbox.lima.socket_forward import Forward
-from _claude_sandbox.notify.notifier import Notifier
 from _claude_sandbox.system import daemon, paths, program
 from _claude_sandbox.system.files import keep_from_cleaners, write_atomic
 from _claude_sandbox.system.text import printable
-from _claude_sandbox.terminals.reply import Replied
 
 REFRESH_SECONDS, IDLE_SECONDS = 5.0, 600.0
 KEEP_SECONDS = 3600.0  # the XDG specification allows a cleaner what was not used for six hours
@@ -332,22 +330,24 @@ def _save_state(text: bytes) -> None:
 # -- the worker process ----------------------------------------------------------------------------
 
 
-def main(fd: int) -> int:
-    """The worker's whole life; `fd` is the lock. Returns the exit code."""
+def main(fd: int, notifier: Callable[[Server], Notifies]) -> int:
+    """The worker's whole life; `fd` is the lock, `notifier` makes the server's. Returns the exit code."""
     ours = client.daemon()
     with daemon.worker_of(ours, fd) as orphaned:
-        asyncio.run(_serve(orphaned, functools.partial(daemon.has_place, ours, fd)))
+        asyncio.run(_serve(notifier, orphaned, functools.partial(daemon.has_place, ours, fd)))
     return 0
 
 
-async def _serve(orphaned: Callable[[], None], has_place: Callable[[], bool]) -> None:
+async def _serve(
+    notifier: Callable[[Server], Notifies], orphaned: Callable[[], None], has_place: Callable[[], bool]
+) -> None:
     log = daemon.Log(client.state_directory() / "server.log")
     try:
         client.stop_former()
     except ClaudeSandboxError as error:
         log.say(f"a server of the last release goes on: {error.brief}")
     server = Server(forwards=_forward, log=log, has_place=has_place)
-    server.notifier = _notifier(server)
+    server.notifier = notifier(server)
     daemon.stop_when_told(server.stop_soon, orphaned, log)
     await server.run()
 
@@ -359,15 +359,3 @@ def _forward(
         ssh_config=each.ssh_config, host=each.host, guest_socket=each.guest_socket, host_socket=socket,
         script=guest_setup.delivery(), usable=usable, log=log, on_state=on_state,
     )  # fmt: skip
-
-
-def _notifier(server: Server) -> Notifier:
-    def answered(replied: Replied) -> None:
-        if replied.kind == "choice":
-            server.replied(replied.sandbox, replied.session_id, replied.seq)
-
-    return Notifier(
-        log=server.say,
-        projects=lambda: [each.project for each in registration.all_in(client.registrations())],
-        answered=answered,
-    )

@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 
 from _claude_sandbox.errors import HostSetupError
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system import program
 from _claude_sandbox.system.run import Command, Runner
-from _claude_sandbox.vm import mark as vm_mark
 
 PREFERRED_UID = 1000
 _ORDINARY = range(1000, 60000)  # login.defs UID_MIN to UID_MAX
@@ -213,7 +213,7 @@ def _check_namespace(prefix: tuple[str, ...], runner: Runner | None) -> None:
         )
 
 
-def guest_user() -> vm_mark.GuestUser:
+def guest_user() -> lima_context.GuestUser:
     """The user that the guest gets: our number, and our name where Linux guests can have it."""
     uid = os.getuid()
     entry: pwd.struct_passwd | None
@@ -225,7 +225,7 @@ def guest_user() -> vm_mark.GuestUser:
             entry = pwd.getpwuid(uid)
         except KeyError:
             entry = None
-    return vm_mark.GuestUser(guest_name(entry.pw_name if entry is not None else ""), uid)
+    return lima_context.GuestUser(guest_name(entry.pw_name if entry is not None else ""), uid)
 
 
 def guest_name(name: str) -> str:

@@ -13,7 +13,10 @@ from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_atomic
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import Runner
-from _claude_sandbox.vm import mark as vm_mark
+
+HOSTNAME_MAX = 63  # of a host name label; Lima's is "lima-" + the instance's name
+SOCKET_PATH_MAX = 80  # Linux: len(LIMA_HOME) + len(name); facts/lima.md §8
+SOCKET_PATH_MAX_MACOS = 76
 
 Confirm = Callable[[str], bool | None]
 """Asks a yes/no question; None when there is nobody to ask (no terminal)."""
@@ -24,11 +27,29 @@ def nobody(_question: str) -> bool | None:
 
 
 @dataclass(frozen=True)
+class GuestUser:
+    """The user inside a VM: its uid is the one that owns the shared files (9p shows numbers)."""
+
+    name: str
+    uid: int
+
+    @property
+    def home(self) -> str:
+        return f"/home/{self.name}.guest"
+
+
+def longest_name(lima_home: Path, macos: bool) -> int:
+    """How long an instance's name may be under this LIMA_HOME (0 or less: none fits)."""
+    room = SOCKET_PATH_MAX_MACOS if macos else SOCKET_PATH_MAX
+    return min(HOSTNAME_MAX - len("lima-"), room - len(os.fsencode(lima_home)))
+
+
+@dataclass(frozen=True)
 class Context:
     """Handed to every verb. `start_env` gives Lima's environment for a start (TCG, facts/linux-host.md)."""
 
     lima: Lima
-    user: vm_mark.GuestUser
+    user: GuestUser
     progress: Progress = field(default_factory=Progress)
     confirm: Confirm = nobody
     start_env: Callable[[], Mapping[str, str | None]] = dict
@@ -51,9 +72,9 @@ class Context:
             write_atomic(path, data)
 
     def longest_name(self) -> int:
-        return vm_mark.longest_name(self.lima.home, self.macos)
+        return longest_name(self.lima.home, self.macos)
 
 
-def homes(user: vm_mark.GuestUser) -> tuple[Path, ...]:
+def homes(user: GuestUser) -> tuple[Path, ...]:
     """Home directories, on the host and in the guest: a mount must not hide one."""
     return (paths.home(), Path(user.home), Path(os.path.expanduser(f"~{user.name}")))

@@ -20,7 +20,6 @@ from _claude_sandbox.config.parsers import parse_size
 from _claude_sandbox.errors import LimaError
 from _claude_sandbox.system.files import listens
 from _claude_sandbox.system.run import TIMED_OUT, Command, Result, Runner
-from _claude_sandbox.vm import mark as vm_mark
 
 RUNNING, STOPPED, BROKEN = "Running", "Stopped", "Broken"
 UNREADABLE = "Unreadable"  # Lima's own status is "" when it cannot read the instance's lima.yaml
@@ -68,12 +67,6 @@ class Instance:
     def tag(self) -> str:
         """A short name for this instance's sockets and files of ours: LIMA_HOME counts, not the name alone."""
         return tag(self.dir)
-
-    @property
-    def mark(self) -> vm_mark.Mark | None:
-        """Our mark, only if it names this very instance (spec 4.2)."""
-        mark = vm_mark.Mark.decode(self.param.get(vm_mark.MARK_PARAM, ""))
-        return mark if mark is not None and mark.name == self.name else None
 
 
 class Lima:
@@ -296,9 +289,10 @@ def _typed(value: list[Any]) -> bool:
 
 
 def param_of(text: str) -> dict[str, str]:
-    """`param.csMark` of a lima.yaml by its line: no YAML parser on the way to a warm shell."""
-    match = re.search(rf"""^ +{vm_mark.MARK_PARAM}: *["']?([^"'\n]*?)["']? *$""", text, re.MULTILINE)
-    return {vm_mark.MARK_PARAM: match[1]} if match else {}
+    """The plain values below `param:` of a lima.yaml, by their lines: no YAML parser on the way to a warm shell."""
+    block = re.search(r"^param:\n((?:[ ]+[^\n]*\n?)*)", text, re.MULTILINE)
+    pairs = re.findall(r"""^ +(\w+): *["']?([^"'\n]*?)["']? *$""", block[1] if block else "", re.MULTILINE)
+    return dict(pairs)
 
 
 # logrus quotes a message when it has to: `msg="two words"`, `msg=one`, with Go's escapes.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from _claude_sandbox.system import quoting
+
 TYPE_CHECKING = False  # `collections.abc` takes 2 ms to import
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,26 +18,11 @@ if TYPE_CHECKING:
 ENVELOPE = "CLAUDE_SANDBOX_ENV"
 # No program opens it, and no second shell: under emulation one costs 60 ms.
 OPEN_ENVELOPE = f'eval "${ENVELOPE}"; unset {ENVELOPE}; '
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
-
-
-def shell_quote(argv: Sequence[str]) -> str:
-    """An argv as one line for the guest's shell: the only place where that is done."""
-    return " ".join(word if word and _PLAIN.issuperset(word) else quoted(word) for word in argv)
-
-
-def quoted(text: str) -> str:
-    """One word for any POSIX shell, whatever it holds.
-
-    >>> print(quoted("it's"))
-    'it'\\''s'
-    """
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def envelope(env: Mapping[str, str]) -> str:
     """Variables as the value of ENVELOPE, for a shell's eval: `export K='v'; …`."""
-    return "; ".join(f"export {name}={quoted(value)}" for name, value in sorted(env.items()))
+    return "; ".join(f"export {name}={quoting.quoted(value)}" for name, value in sorted(env.items()))
 
 
 def session(ssh: Sequence[str], host: str, line: str, env: Mapping[str, str], tty: bool) -> tuple[
@@ -63,18 +50,18 @@ def claude_line(directory: str, arguments: Sequence[str], *, voice: bool = False
     """The guest's command for `claude` with the user's arguments, in a login shell."""
     own = any(a == "--dangerously-skip-permissions" or a.startswith("--permission-mode") for a in arguments)
     argv = ["claude", *([] if own else ["--permission-mode", "bypassPermissions"]), *arguments]
-    return _in(directory, ["bash", "-lc", f"{_WITH_VOICE if voice else ''}exec {shell_quote(argv)}"])
+    return _in(directory, ["bash", "-lc", f"{_WITH_VOICE if voice else ''}exec {quoting.shell_quote(argv)}"])
 
 
 def shell_line(directory: str, arguments: Sequence[str], *, tty: bool) -> str:
     """A login shell, interactive on a terminal, or `arguments` run in one."""
     if arguments:
-        return _in(directory, ["bash", "-lc", shell_quote(arguments)])
+        return _in(directory, ["bash", "-lc", quoting.shell_quote(arguments)])
     return _in(directory, ["bash", "-il"] if tty else ["bash", "-l"])
 
 
 def _in(directory: str, argv: Sequence[str]) -> str:
-    return f"cd {shell_quote([directory])} && exec {shell_quote(argv)}"
+    return f"cd {quoting.shell_quote([directory])} && exec {quoting.shell_quote(argv)}"
 
 
 def uuid4() -> str:

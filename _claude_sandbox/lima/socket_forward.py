@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.lima import remote_command
+from _claude_sandbox.system import quoting
 from _claude_sandbox.system.run import Command, spawn
 from _claude_sandbox.system.text import one_line
 
@@ -48,7 +48,7 @@ _SCRIPT = 'mv -f "$1" "$2" || exit; '
 def command(ssh_config: Path, host: str, guest_socket: str, host_socket: Path, script: str) -> Command:
     """The ssh for one try; `script` (POSIX sh) has the socket's name as $2."""
     fresh = f"{guest_socket}.{secrets.token_hex(6)}"
-    line = remote_command.shell_quote(["sh", "-c", _SCRIPT + script, "sh", fresh, guest_socket])
+    line = quoting.shell_quote(["sh", "-c", _SCRIPT + script, "sh", fresh, guest_socket])
     forwarded = ":".join(name.replace(":", "\\:") for name in (fresh, str(host_socket)))
     return Command(("ssh", "-F", str(ssh_config), *_OPTIONS, "-R", forwarded, host, line))
 

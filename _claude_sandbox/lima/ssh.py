@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.lima.remote_command import ENVELOPE
+from _claude_sandbox.system import quoting
 from _claude_sandbox.system.files import listens
 from _claude_sandbox.system.program import package_file
 from _claude_sandbox.system.run import TIMED_OUT, Command, Result, Runner
@@ -34,6 +36,12 @@ _MASTER = (
 def guest_script(name: str) -> str:
     """The text of a script that runs in the guest, from our package data `guest/`."""
     return package_file("guest", name).read_text(encoding="utf-8")
+
+
+class GuestLike(Protocol):
+    """What most of our code uses of Guest."""
+
+    def run(self, script: str, *arguments: str, input: bytes = b"", timeout: float = 60) -> Result: ...
 
 
 class Guest:
@@ -88,7 +96,7 @@ class Guest:
         data, cut off past OUTPUT_LIMIT bytes. A dry run really asks: what changes a guest is left out
         by the verbs.
         """
-        line = remote_command.shell_quote(["sh", "-c", script, "sh", *arguments])
+        line = quoting.shell_quote(["sh", "-c", script, "sh", *arguments])
         command = Command((*self.ssh("-T"), self.instance.ssh_host, line))
         result = self.runner.run(command, input=input, timeout=timeout, limit=OUTPUT_LIMIT, changes=False)
         if result.returncode == SSH_FAILED:

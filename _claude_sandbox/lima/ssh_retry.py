@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from _claude_sandbox.lima import remote_command
+from _claude_sandbox.system import quoting
 from _claude_sandbox.system.files import write_atomic
 from _claude_sandbox.system.paths import private_dir
 from _claude_sandbox.system.program import package_file
@@ -39,7 +39,7 @@ def through(directory: Path, control: Path, master: Callable[[Path], Sequence[st
     for left in (shared, kept, control):
         left.unlink(missing_ok=True)
     return {
-        "CLAUDE_SANDBOX_MASTER": remote_command.shell_quote(master(shared)[1:]),
+        "CLAUDE_SANDBOX_MASTER": quoting.shell_quote(master(shared)[1:]),
         "CLAUDE_SANDBOX_SHARED": str(shared),
         "CLAUDE_SANDBOX_KEPT": str(kept),
         "CLAUDE_SANDBOX_CONTROL": str(control),

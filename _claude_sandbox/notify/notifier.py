@@ -21,14 +21,13 @@ from _claude_sandbox.config import table as config_table
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import DONE, Session, Transition
-from _claude_sandbox.hooks.event import clean
 from _claude_sandbox.hooks.turns import Turns
-from _claude_sandbox.lima import remote_command
 from _claude_sandbox.notify.channels import Actions, Desktop, Failed, Log, Terminal, UserCommand, Way
 from _claude_sandbox.notify.policy import NORMAL, NOTIFIED, Action, Key, Notice, Policy, Show, quiet_left
-from _claude_sandbox.system import paths, program
+from _claude_sandbox.system import paths, program, quoting
 from _claude_sandbox.system.files import read_json, write_json
 from _claude_sandbox.system.run import LocalRunner, Runner
+from _claude_sandbox.system.text import clean
 from _claude_sandbox.terminals import focus as terminals_focus
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals import reply as terminals_reply
@@ -341,4 +340,4 @@ def environment() -> Mapping[str, str]:
 
 def open_line(uuid: str) -> str:
     """A line for sh that brings the user to a session: of our own words, the name is checked."""
-    return remote_command.shell_quote(program.own_argv("_open", uuid))
+    return quoting.shell_quote(program.own_argv("_open", uuid))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from _claude_sandbox.hooks.attention import DONE, FAILED, IDLE, NEEDS_INPUT, Session, Transition
-from _claude_sandbox.hooks.event import clean
+from _claude_sandbox.system.text import clean
 
 NOTIFIED = (NEEDS_INPUT, FAILED, DONE)  # states that somebody wants to hear of, the most urgent first
 WAITING = "Waiting for input"

@@ -24,7 +24,7 @@ from _claude_sandbox.errors import (
     SandboxNotFoundError,
 )
 from _claude_sandbox.hooks import client as hooks_client
-from _claude_sandbox.lima import vm_processes
+from _claude_sandbox.lima import readiness, vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
 from _claude_sandbox.sandbox import working
@@ -40,6 +40,7 @@ from _claude_sandbox.vm import shares as vm_shares
 from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.journal import Journal, project_lock_path
+from _claude_sandbox.vm.mark import mark_of, project_of
 
 if TYPE_CHECKING:
     from _claude_sandbox.hooks.attention import Session
@@ -63,7 +64,7 @@ class Sandbox:
 
     @classmethod
     def of(cls, instance: Instance, *, created: bool = False) -> Sandbox:
-        mark = instance.mark
+        mark = mark_of(instance)
         project = mark.project if mark else None
         return cls(
             instance.name, instance.status, project, bool(project and project.is_dir()),
@@ -159,10 +160,9 @@ def _find_whole(ctx: Context, config: Config) -> Instance | None:
 def _after_move(ctx: Context, project: Path) -> Instance | None:
     """A sandbox whose directory became this project by a move, if the user says so."""
     found = vm_lookup.moved(ctx, project)
-    if found is None or found[0].mark is None or found[0].mark.project is None:
+    if found is None or (old := project_of(found[0])) is None:
         return None
     instance, sure = found
-    old = found[0].mark.project
     seems = f"This directory is {old}, moved" if sure else f"This directory may be {old}, moved"
     if sure:
         answer = ctx.confirm(f"{seems}. Go on with its sandbox {instance.name}?")
@@ -200,7 +200,7 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
     asked = bool(packages) or any(
         config.given(key) for key in ("cpus", "memory", "disk", "ports", "mounts", "settings", "full-clone")
     )
-    if instance.status == RUNNING and not asked and vm_start.seen_ready(instance):
+    if instance.status == RUNNING and not asked and readiness.was_ready(instance):
         return instance
     instance = vm_settle.settle(ctx, instance)
     document = vm_start.read_document(instance)
@@ -332,8 +332,9 @@ def stop_all(ctx: Context, *, force: bool = False) -> Outcome:
     """Stop every running sandbox of ours. Raises LimaError when Lima does not say which there are."""
     outcome = Outcome()
     for instance in vm_lookup.ours(ctx):
-        assert instance.mark is not None and instance.mark.project is not None
-        with outcome.going_on(), project_lock(ctx, instance.mark.project):
+        project = project_of(instance)
+        assert project is not None
+        with outcome.going_on(), project_lock(ctx, project):
             stopped = _stop_one(ctx, instance.name, force=force)
             outcome.done += [stopped] if stopped else []
     return outcome
@@ -368,7 +369,7 @@ def _delete(ctx: Context, instance: Instance) -> None:
 
     Raises RefusedError (protected, a symlink), LimaError in limactl's words: then the sandbox is still there.
     """
-    mark = instance.mark
+    mark = mark_of(instance)
     if mark is None or mark.kind != vm_mark.SANDBOX or mark.project is None:
         raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
     vm_stop.check_no_link(ctx, instance.name)
@@ -419,7 +420,7 @@ def prune(ctx: Context, sandboxes: list[Sandbox]) -> Outcome:
             continue
         with outcome.going_on(), project_lock(ctx, sandbox.project):
             instance = ctx.lima.get(sandbox.name)
-            if instance and instance.mark and instance.mark.project == sandbox.project:
+            if instance and project_of(instance) == sandbox.project:
                 _delete(ctx, instance)
                 outcome.done.append(sandbox)
     return outcome

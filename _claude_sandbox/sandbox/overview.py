@@ -17,6 +17,7 @@ from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.vm import lookup as vm_lookup
+from _claude_sandbox.vm.mark import project_of
 
 RUNNING = "Running"
 # Who comes first: in a table, and for `next` (which takes the first three only).
@@ -67,7 +68,7 @@ def _rank(row: Row) -> tuple[int, int, str]:
 
 
 def _project(instance: Instance) -> Path:
-    return instance.mark.project if instance.mark and instance.mark.project else Path("?")
+    return project_of(instance) or Path("?")
 
 
 def waiting(ctx: Context) -> list[Row]:

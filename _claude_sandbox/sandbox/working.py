@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from _claude_sandbox.claude_home.three_way import parse_object
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.hooks import client as hooks_client
+from _claude_sandbox.lima import readiness
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
-from _claude_sandbox.vm import start as vm_start
+from _claude_sandbox.system.jsonio import parse_object
 
 # One line a live Claude process: what it says of itself (facts/claude-code.md, Environment).
 _WORKING = """
@@ -26,7 +26,7 @@ def claude_working(ctx: Context, instance: Instance) -> bool:
     known = hooks_client.busy(instance.name)
     if known is not None:
         return known
-    if not vm_start.seen_ready(instance):
+    if not readiness.was_ready(instance):
         return False
     try:
         guest = ctx.guest(instance)

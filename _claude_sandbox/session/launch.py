@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ from pathlib import Path
 from _claude_sandbox.claude_home import prepare as claude_home_prepare
 from _claude_sandbox.claude_home.prepare import Given
 from _claude_sandbox.config.table import PROJECT_FILE, Config
-from _claude_sandbox.credentials import select as credentials_select
-from _claude_sandbox.credentials import stores as credentials_stores
 from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
@@ -90,25 +87,11 @@ def run_shell(
     ctx.runner.exec(ctx.guest(instance).session(line, given.env, tty=tty))
 
 
-# Variables of ours that hold no secret: their values may stand in a file.
-_OPEN = frozenset(
-    {
-        "UV_PROJECT_ENVIRONMENT",
-        "LANG",
-        "TERM",
-        "TZ",
-        "DISABLE_AUTOUPDATER",
-        "NODE_EXTRA_CA_CERTS",
-        "CLAUDE_HOOKS_SOCKET",
-    }
-)
-
-
 def _leave_note(
     ctx: Context, config: Config, instance: Instance, given: Given, point: str, began: int
 ) -> None:
     """For `warm`: all that this shell depended on, if that can be said without a secret."""
-    env = _origins(given)
+    env = given.origins()
     pid_files = sorted(instance.dir.glob("*.pid"))
     if env is None or given.warned or len(pid_files) != 2:  # the host agent's and the driver's
         return
@@ -122,7 +105,7 @@ def _leave_note(
     }
     watch = [
         *pid_files, instance.dir / "lima.yaml", instance.ssh_config, paths.config_file(), paths.token_file(),
-        config.project / PROJECT_FILE, config.settings / credentials_stores.FILE, "/etc/localtime", *_program(),
+        config.project / PROJECT_FILE, "/etc/localtime", *_program(),
         *given.looked_at,
     ]  # fmt: skip
     fast_shell.save(
@@ -136,21 +119,3 @@ def _program() -> Iterator[Path]:
     files = [program.package_file(name) for name in program.source_files()]
     yield from {file.parent for file in files}
     yield from files
-
-
-def _origins(given: Given) -> dict[str, tuple[str, str]] | None:
-    """Where each variable comes from, as `session.fast_shell.save` wants it; None if only its value could say it."""
-    origins = {}
-    token = given.login.environment() if isinstance(given.login, credentials_select.TokenLogin) else {}
-    for name, value in given.env.items():
-        if name == "CLAUDE_SANDBOX_UUID":
-            origins[name] = ("uuid", "")
-        elif os.environ.get(name) == value:
-            origins[name] = ("host", name)
-        elif name in _OPEN or (name == "ANTHROPIC_BASE_URL" and "@" not in value and "?" not in value):
-            origins[name] = ("text", value)
-        elif name in token:  # not the environment's, so the stored one
-            origins[name] = ("file", str(paths.token_file()))
-        else:
-            return None
-    return origins

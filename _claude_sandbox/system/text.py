@@ -37,6 +37,21 @@ def one_line(text: str, *, instead: str = " ", keep: str = "") -> str:
     return " ".join(printable(" ".join(text.split()), instead=instead, keep=keep).split())
 
 
+def clean(text: object, limit: int) -> str:
+    """`text` on one line without control characters, bidi overrides and the like, cut to `limit` characters.
+
+    >>> clean("a\\x1b[31mred\\n\\u202edesrever", 40)
+    'a[31mred desrever'
+    """
+    if not isinstance(text, str):
+        return ""
+    text = text[: 4 * limit]
+    if not text.isprintable():
+        text = one_line(text, instead="", keep=JOINERS)
+    text = text.strip()
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
 def for_log(raw: bytes) -> bytes:
     """What a program wrote, as lines of a log that somebody may show on a terminal."""
     return printable(raw.decode("utf-8", "backslashreplace").replace("\r\n", "\n"), keep="\n\t").encode()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from _claude_sandbox.hooks.event import clean
+from _claude_sandbox.system.text import clean
 
 _CHOICE = re.compile(r"\s*(❯)?\s*([0-9])\.\s+(\S.*)")
 _BOX = re.compile(r"\[(.)\]\s*")

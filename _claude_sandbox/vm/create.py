@@ -37,6 +37,7 @@ from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import shares as vm_shares
 from _claude_sandbox.vm.journal import Journal, base_lock, names_lock
 from _claude_sandbox.vm.lookup import candidates, free_name
+from _claude_sandbox.vm.mark import kind_of, mark_of
 from _claude_sandbox.vm.origin import Origin
 
 DEFAULT_BASE = "tools-vm"
@@ -77,7 +78,7 @@ def create(
     """
     shares = vm_shares.shares_for(ctx, config)
     start.check_ports(config.ports)
-    foreign = base is None or base.mark is None
+    foreign = base is None or mark_of(base) is None
     ca_files = host_ca_files(config)
     with names_lock(ctx.progress.note):
         _sweep(ctx, config.project)
@@ -159,7 +160,7 @@ def _clone(
         if running and was_running:
             stop.stop(ctx, running)
         try:
-            if not full:
+            if not full and mark_of(base) is not None:
                 linked_clone.freeze(ctx, base)
             _check_space(ctx, base, full=full)
             # Shared: no `prune --cache` may look for users of a disk while one is being made.
@@ -182,7 +183,7 @@ def _own_or_shared(ctx: Context, base: Instance, directory: Path, *, full: bool)
     """What the copy shares with its base besides the disk; a full clone shares nothing at all."""
     if full:
         linked_clone.make_full(ctx, directory)
-    elif base.mark is not None and not ctx.macos:
+    elif mark_of(base) is not None and not ctx.macos:
         linked_clone.share_boot_files(base.dir, directory)
 
 
@@ -195,9 +196,9 @@ def _cleaned(ctx: Context, source: lima_yaml.Document, base: Instance) -> lima_y
     if left_out:
         ctx.progress.note(f"{base.name} has what a sandbox does not get: {', '.join(left_out)}.")
     vm_shares.check_base(source)
-    if base.mark is not None and base.mark.kind == vm_mark.TOOLS:
+    if kind_of(base) == vm_mark.TOOLS:
         return {k: v for k, v in source.items() if k not in ("provision", "probes")}
-    if base.mark is not None:  # a sandbox of ours as base: its size is its own, its shares are not
+    if mark_of(base) is not None:  # a sandbox of ours as base: its size is its own, its shares are not
         return {k: v for k, v in source.items() if k not in ("cpus", "memory")}
     return source
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from _claude_sandbox.config.parsers import Port, format_size
 from _claude_sandbox.errors import RefusedError
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import template_keys
 
@@ -42,7 +43,7 @@ class Meant:
     """What a sandbox's VM shall be. Sizes in bytes; None leaves the base's."""
 
     mark: vm_mark.Mark
-    user: vm_mark.GuestUser
+    user: lima_context.GuestUser
     shares: tuple[Share, ...]
     ports: tuple[Port, ...] = ()
     cpus: int | None = None

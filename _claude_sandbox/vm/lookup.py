@@ -11,6 +11,7 @@ from _claude_sandbox.lima.limactl import BROKEN, Instance
 from _claude_sandbox.system.files import birth
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm.journal import Journal
+from _claude_sandbox.vm.mark import kind_of, mark_of, project_of
 
 
 def candidates(ctx: Context, project: Path) -> tuple[str, str]:
@@ -31,14 +32,14 @@ def candidates(ctx: Context, project: Path) -> tuple[str, str]:
 
 def find(ctx: Context, project: Path) -> Instance | None:
     """The project's VM. Its status is from files when it was found by name, else Lima's own."""
-    return by_name(ctx, project) or next((i for i in ours(ctx) if i.mark and i.mark.project == project), None)
+    return by_name(ctx, project) or next((i for i in ours(ctx) if project_of(i) == project), None)
 
 
 def by_name(ctx: Context, project: Path) -> Instance | None:
     """The project's VM under one of its two names, from files alone; it may have a third (moved)."""
     for name in candidates(ctx, project):
         instance = ctx.lima.peek(name)
-        if instance and instance.mark and instance.mark.project == project:
+        if instance and project_of(instance) == project:
             return instance
         if instance:
             _explain_other_version(instance)
@@ -57,7 +58,7 @@ def _explain_other_version(instance: Instance) -> None:
 
 def ours(ctx: Context) -> list[Instance]:
     """Every sandbox of ours, as Lima lists them."""
-    return [i for i in ctx.lima.list() if i.mark is not None and i.mark.kind == vm_mark.SANDBOX]
+    return [i for i in ctx.lima.list() if kind_of(i) == vm_mark.SANDBOX]
 
 
 def at_a_glance(ctx: Context) -> list[Instance]:
@@ -76,7 +77,7 @@ def at_a_glance(ctx: Context) -> list[Instance]:
     found = []
     for name in names:
         instance = ctx.lima.peek(name)
-        if instance is None or instance.mark is None or instance.mark.kind != vm_mark.SANDBOX:
+        if instance is None or kind_of(instance) != vm_mark.SANDBOX:
             continue
         if instance.status == BROKEN or not (instance.cpus and instance.memory and instance.disk):
             return sorted(ours(ctx), key=lambda each: each.name)  # one question for all
@@ -91,7 +92,7 @@ def moved(ctx: Context, project: Path) -> tuple[Instance, bool] | None:
     so that `project` may as well be a new one which got the old one's inode.
     """
     for instance in ours(ctx):
-        mark = instance.mark
+        mark = mark_of(instance)
         if mark is None or mark.project is None or mark.project.is_dir():
             continue
         same = mark.same_directory(project)

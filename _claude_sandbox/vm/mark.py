@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.system.files import birth
 
 PREFIX = "claude-sandbox-"
@@ -28,21 +29,12 @@ READABLE = (1, 2)
 MARK_PARAM = "csMark"
 SANDBOX, TOOLS = "sandbox", "tools"
 
-HOSTNAME_MAX = 63  # of a host name label; Lima's is "lima-" + the instance's name
-SOCKET_PATH_MAX = 80  # Linux: len(LIMA_HOME) + len(name); facts/lima.md §8
-SOCKET_PATH_MAX_MACOS = 76
 HASH_LENGTH = 8
 
 
 def slug(basename: str) -> str:
     """A directory's basename as the last part of a VM name."""
     return re.sub(r"[^a-z0-9]+", "-", basename.lower()).strip("-") or "project"
-
-
-def longest_name(lima_home: Path, macos: bool) -> int:
-    """How long an instance's name may be under this LIMA_HOME (0 or less: none fits)."""
-    room = SOCKET_PATH_MAX_MACOS if macos else SOCKET_PATH_MAX
-    return min(HOSTNAME_MAX - len("lima-"), room - len(os.fsencode(lima_home)))
 
 
 def vm_name(project: Path, longest: int, *, with_hash: bool = False) -> str:
@@ -100,6 +92,24 @@ class Mark:
         return born == self.born if born and self.born else None
 
 
+def mark_of(instance: Instance) -> Mark | None:
+    """Our mark, only if it names this very instance (spec 4.2)."""
+    mark = Mark.decode(instance.param.get(MARK_PARAM, ""))
+    return mark if mark is not None and mark.name == instance.name else None
+
+
+def kind_of(instance: Instance) -> str | None:
+    """SANDBOX or TOOLS; None for a VM that is not ours."""
+    mark = mark_of(instance)
+    return mark.kind if mark is not None else None
+
+
+def project_of(instance: Instance) -> Path | None:
+    """The project of a sandbox of ours."""
+    mark = mark_of(instance)
+    return mark.project if mark is not None else None
+
+
 def mark_schema(text: str) -> int | None:
     """The schema version that a mark names, of whatever version of ours; None for no mark."""
     match = re.match(r"(\d{1,6});", text)
@@ -110,15 +120,3 @@ def mark_for(name: str, project: Path) -> Mark:
     """The mark of a sandbox of `project` (a resolved, existing directory)."""
     info = project.stat()
     return Mark(SANDBOX, name, project, info.st_dev, info.st_ino, birth(project))
-
-
-@dataclass(frozen=True)
-class GuestUser:
-    """The user inside a VM: its uid is the one that owns the shared files (9p shows numbers)."""
-
-    name: str
-    uid: int
-
-    @property
-    def home(self) -> str:
-        return f"/home/{self.name}.guest"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 from _claude_sandbox.config.parsers import Port
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import GuestConnectionError, LimaError, RefusedError, StartError
-from _claude_sandbox.lima import ssh_retry, vm_processes
+from _claude_sandbox.lima import readiness, ssh_retry, vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, START_TIMEOUT, STOPPED, Instance, reword
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import write_atomic
 from _claude_sandbox.vm import estimates, lima_yaml, shares, stop
 from _claude_sandbox.vm.journal import Journal
 
-STAMP = "claude-sandbox.ready"  # in the instance directory: which boot was seen to be ready
 READY_MARK = "/run/lima-boot-done"  # Lima writes it in the guest when everything has run
 _ANSWERS = "essential requirement 2 of"  # when it is satisfied, our init, or Lima's scripts, let sessions in
 # limactl's words, and what goes on in the VM from then on.
@@ -190,42 +187,17 @@ def _check_nothing_runs(ctx: Context, name: str) -> None:
 # -- readiness -----------------------------------------------------------------------------------
 
 
-def boot_id(instance: Instance) -> str | None:
-    """What tells one boot from another: the host agent's pid file."""
-    try:
-        file = instance.dir / "ha.pid"
-        return f"{file.read_text().strip()} {file.stat().st_mtime_ns}"
-    except OSError:
-        return None
-
-
 def stamp(instance: Instance, document: Mapping[str, Any]) -> None:
-    """Remember that this boot was ready, where it has the project, and as whom: a warm attach asks nobody."""
-    boot, shared = boot_id(instance), lima_yaml.shares_of(document)
-    if boot:
-        point = str(shared[0].point) if shared else ""
-        uid = lima_yaml.uid_of(document)
-        write_atomic(instance.dir / STAMP, os.fsencode(f"{boot}\n{point}\n{uid}"))
-
-
-def seen_ready(instance: Instance) -> bool:
-    try:
-        return _stamped(instance)[0] == boot_id(instance)
-    except OSError:
-        return False
-
-
-def _stamped(instance: Instance) -> tuple[str, str, str]:
-    lines = os.fsdecode((instance.dir / STAMP).read_bytes()).split("\n")
-    boot, point, uid = (*lines, "", "")[:3]
-    return boot, point, uid
+    """Remember that this boot was ready (lima/readiness.py)."""
+    shared = lima_yaml.shares_of(document)
+    readiness.record(instance, str(shared[0].point) if shared else "", lima_yaml.uid_of(document))
 
 
 def project_point(instance: Instance) -> str:
     """Where a running sandbox has its project (the first of its mounts)."""
     with contextlib.suppress(OSError):
-        boot, point, _ = _stamped(instance)
-        if point and boot == boot_id(instance):
+        boot, point, _ = readiness.recorded(instance)
+        if point and boot == readiness.boot_id(instance):
             return point
     return str(lima_yaml.shares_of(read_document(instance))[0].point)
 
@@ -233,8 +205,8 @@ def project_point(instance: Instance) -> str:
 def guest_uid(instance: Instance) -> int:
     """The uid of a running sandbox's user."""
     with contextlib.suppress(OSError, ValueError):
-        boot, _, uid = _stamped(instance)
-        if boot == boot_id(instance):
+        boot, _, uid = readiness.recorded(instance)
+        if boot == readiness.boot_id(instance):
             return int(uid)
     return lima_yaml.uid_of(read_document(instance))
 
@@ -243,7 +215,7 @@ def wait_ready(ctx: Context, instance: Instance, timeout: float = 300) -> None:
     """Wait for a VM that somebody else started (or a killed run of ours). Raises StartError."""
     import time
 
-    if ctx.dry or seen_ready(instance):
+    if ctx.dry or readiness.was_ready(instance):
         return
     deadline = time.monotonic() + timeout
     with ctx.progress.stage(f"Waiting for {instance.name}, which is starting"):

@@ -9,11 +9,11 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from _claude_sandbox.hooks.event import clean
 from _claude_sandbox.notify.channels import Actions, Desktop, Failed, Log, Way
 from _claude_sandbox.notify.notifier import environment, open_line
 from _claude_sandbox.notify.policy import NORMAL, Notice
 from _claude_sandbox.system.run import CommandNotFound, Runner
+from _claude_sandbox.system.text import clean
 from _claude_sandbox.terminals.records import sessions_made
 
 MARK = "#[fg=white,bg=red,bold] microphone open #[default] "

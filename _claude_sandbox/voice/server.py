@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.limactl import RUNNING, Lima
 from _claude_sandbox.lima.ssh import guest_script
-from _claude_sandbox.system import daemon, processes, program
+from _claude_sandbox.system import daemon, processes, program, quoting
 from _claude_sandbox.system.files import read_json, write_json
 from _claude_sandbox.system.run import Command, LocalRunner, spawn_group
 from _claude_sandbox.voice import grants as voice_grants
@@ -138,7 +137,9 @@ class Server:
             return
         self._open[tag] = held
         if self._forwards is not None:
-            script = f"wrapper={remote_command.quoted(guest_script('voice.sh'))}\n{guest_script('voice-hold.sh')}{_HOLD}"
+            script = (
+                f"wrapper={quoting.quoted(guest_script('voice.sh'))}\n{guest_script('voice-hold.sh')}{_HOLD}"
+            )
             held.forward = asyncio.create_task(self._forwards(grant, socket, script, self._log).run())
         self._log(f"{grant.name}: may record")
 

@@ -15,6 +15,7 @@ from box import short_directory
 from hypothesis import HealthCheck, settings
 
 from _claude_sandbox.lima import context, limactl
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import Command, Result
 from _claude_sandbox.vm import mark as vm_mark
@@ -185,7 +186,7 @@ def ctx(home: Path, recorder: Recorder) -> context.Context:
     """A context whose Lima is the recorder, with an empty LIMA_HOME."""
     lima_home = home / ".lima"
     lima_home.mkdir()
-    return context.Context(limactl.Lima(recorder, lima_home), vm_mark.GuestUser("me", 1000), Told())
+    return context.Context(limactl.Lima(recorder, lima_home), lima_context.GuestUser("me", 1000), Told())
 
 
 def told(ctx: context.Context) -> Told:

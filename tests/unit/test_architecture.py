@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md names every module, nothing that is not there, and a walk whose steps exist."""
+"""ARCHITECTURE.md names every folder, nothing that is not there, and a walk whose steps exist."""
 
 from __future__ import annotations
 
@@ -19,15 +19,11 @@ def named_in_map() -> list[str]:
     return [name for column in first for name in re.findall(r"`([^`]+)`", column)]
 
 
-def exists(name: str) -> bool:
-    return any((place / name).exists() for place in (ROOT, PACKAGE, PACKAGE / "guest"))
-
-
-def test_every_module_is_in_the_map_once() -> None:
-    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
-    named = [name for name in named_in_map() if name.endswith(".py")]
+def test_every_folder_is_in_the_map_once() -> None:
+    folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    named = [name for name in named_in_map() if (PACKAGE / name).is_dir() and "/" not in name[:-1]]
     assert len(named) == len(set(named))
-    assert modules - set(named) == set()
+    assert folders - set(named) == set()
 
 
 def test_every_guest_script_is_in_the_map() -> None:
@@ -36,13 +32,14 @@ def test_every_guest_script_is_in_the_map() -> None:
 
 
 def test_every_file_in_the_map_exists() -> None:
-    assert [name for name in named_in_map() if not exists(name)] == []
+    places = (ROOT, PACKAGE, PACKAGE / "guest")
+    assert [n for n in named_in_map() if not any((place / n).exists() for place in places)] == []
 
 
-def definitions(module: str) -> set[str]:
+def definitions(file: Path) -> set[str]:
     """`function`, `Class` and `Class.method` of a module."""
     found = set()
-    for node in ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8")).body:
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
@@ -50,8 +47,23 @@ def definitions(module: str) -> set[str]:
     return found
 
 
+def steps() -> list[tuple[Path, str]]:
+    """(module's file, name in it) of each `folder.module.name` of the walks."""
+    found = re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)\.(\w+(?:\.\w+)?)`", WALK)
+    split = [
+        re.fullmatch(r"((?:[a-z_0-9]+\.)+[a-z_0-9]+)\.([A-Z]\w+\.\w+|\w+)", f"{a}.{b}") for a, b in found
+    ]
+    return [(PACKAGE / f"{m[1].replace('.', '/')}.py", m[2]) for m in split if m]
+
+
 def test_every_step_of_the_walk_exists() -> None:
-    steps = re.findall(r"`([a-z_]+)\.(\w+(?:\.\w+)?)`", WALK)
-    steps = [(module, name) for module, name in steps if (PACKAGE / f"{module}.py").exists()]
-    assert len(steps) > 30
-    assert [f"{module}.{name}" for module, name in steps if name not in definitions(module)] == []
+    known = [
+        (file, name) for file, name in steps() if (PACKAGE / file.relative_to(PACKAGE).parts[0]).is_dir()
+    ]
+    assert len(known) > 30
+    missing = [
+        f"{file.relative_to(PACKAGE)}:{name}"
+        for file, name in known
+        if not file.exists() or name not in definitions(file)
+    ]
+    assert missing == []

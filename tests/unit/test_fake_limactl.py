@@ -13,6 +13,7 @@ from box import Box
 from _claude_sandbox.errors import LimaError
 from _claude_sandbox.lima.limactl import Lima
 from _claude_sandbox.system.run import LocalRunner
+from _claude_sandbox.vm.mark import mark_of
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_life_of_an_instance(box: Box, lima: Lima) -> None:
     assert instance is not None and instance.status == "Running" and instance.ssh_port > 0
     peeked = lima.peek("copy")
     assert peeked is not None and peeked.status == "Running"
-    assert peeked.mark is None  # a copy carries the base's mark, which names the base
+    assert mark_of(peeked) is None  # a copy carries the base's mark, which names the base
     lima.stop("copy")
     assert box.vms() == {"base": "Stopped", "copy": "Stopped"}
     lima.delete("copy")

@@ -17,6 +17,7 @@ from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.system import paths, runtime_dir
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
+from _claude_sandbox.vm.mark import kind_of
 
 if TYPE_CHECKING:
     from _claude_sandbox.cli.commands import Call
@@ -132,7 +133,7 @@ def _machines(call: Call) -> tuple[list[sandbox_lifecycle.Sandbox], list[Instanc
             details=error.details,
             resolution=error.resolution,
         ) from error
-    bases = [i for i in instances if i.mark is not None and i.mark.kind == vm_mark.TOOLS]
+    bases = [i for i in instances if kind_of(i) == vm_mark.TOOLS]
     return sandbox_lifecycle.sandboxes(call.ctx), bases
 
 

@@ -26,12 +26,14 @@ from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
 from _claude_sandbox.base_vm import lima_yaml as base_vm_lima_yaml
 from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
 from _claude_sandbox.errors import CreateError, UsageError
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.lima.limactl import Lima
 from _claude_sandbox.system import exchange as system_exchange
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.run import LocalRunner, Result
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm.mark import mark_of
 
 NAME, TEMPORARY = "tools-vm", "tools-vm-new"
 
@@ -71,7 +73,7 @@ if step:
     setattr(module, name, die)
 report = rebuild.rebuild(
     Lima(LocalRunner(), Path(os.environ["LIMA_HOME"])), only=["claude"], from_packages=True,
-    user=mark.GuestUser("tester", 1000), cpus=2, memory_mib=2048, disk_gib=20, start_env={},
+    user=lima_context.GuestUser("tester", 1000), cpus=2, memory_mib=2048, disk_gib=20, start_env={},
     runtime=paths.runtime_dir(), progress=Progress(),
 )
 sys.exit(0 if report.ok else 1)
@@ -94,7 +96,7 @@ def drive(box: Box, **env: str) -> subprocess.CompletedProcess[str]:
 def mark(box: Box, name: str) -> vm_mark.Mark | None:
     env: dict[str, str | None] = {**box.env, "FAKE_LIMA_FAULTS": None, "FAKE_LIMA_LOG": None}
     instance = Lima(LocalRunner(), box.lima_home, executable=str(box.bin / "limactl"), env=env).get(name)
-    return instance.mark if instance else None
+    return mark_of(instance) if instance else None
 
 
 def inode(box: Box, name: str = NAME) -> int:
@@ -373,7 +375,7 @@ def test_killed_in_between(box: Box, step: str, when: str) -> None:
 def rebuild(home: Path, **changes: object) -> base_vm_rebuild.BuildReport:
     lima = Lima(LocalRunner(), home / ".lima")
     arguments: dict[str, object] = {
-        "user": vm_mark.GuestUser("me", 1000), "cpus": 1, "memory_mib": 1024, "disk_gib": 20, "start_env": {},
+        "user": lima_context.GuestUser("me", 1000), "cpus": 1, "memory_mib": 1024, "disk_gib": 20, "start_env": {},
         "runtime": paths.runtime_dir(), "progress": Told(), "from_packages": True, **changes,
     }  # fmt: skip
     return base_vm_rebuild.rebuild(lima, **arguments)  # type: ignore[arg-type]
@@ -417,7 +419,7 @@ def test_a_report_is_ok_without_what_the_mode_cannot_have() -> None:
 
 MEANT = vm_lima_yaml.Meant(
     mark=vm_mark.Mark(vm_mark.TOOLS, TEMPORARY),
-    user=vm_mark.GuestUser("me", 501),
+    user=lima_context.GuestUser("me", 501),
     shares=(),
     cpus=4,
     memory=8 << 30,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recording import Recorder
 
 from _claude_sandbox.claude_home import first_run
-from _claude_sandbox.claude_home.three_way import parse_object
+from _claude_sandbox.system.jsonio import parse_object
 from _claude_sandbox.system.run import Command, CommandNotFound, Result
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)

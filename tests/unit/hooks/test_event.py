@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _claude_sandbox.hooks import event as hooks_event
-from _claude_sandbox.hooks.event import Event, MalformedError, clean, parse
+from _claude_sandbox.hooks.event import Event, MalformedError, parse
 from _claude_sandbox.hooks.session_table import Board
+from _claude_sandbox.system.text import clean
 
 SAMPLES = Path(__file__).parent / "samples"
 NOW = 1_800_000_000 * 10**9

@@ -16,8 +16,8 @@ from recording import Recorder, failed
 
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.host import inventory, run_as
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system import program
-from _claude_sandbox.vm import mark as vm_mark
 
 ROOT = Path(__file__).resolve().parents[3]
 as_root = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux")
@@ -84,7 +84,7 @@ def test_the_namespace_takes_1000_or_the_lowest(root: Path, monkeypatch: pytest.
         pwd, "getpwall", lambda: [person(0), person(1007), person(1003, "B.B"), person(65534)]
     )
     assert run_as.limactl_prefix()[2] == "--map-user=1003"
-    assert run_as.guest_user() == vm_mark.GuestUser("lima", 1003)
+    assert run_as.guest_user() == lima_context.GuestUser("lima", 1003)
     assert set(inventory.limactl_env()) == {"HOME", "USER"}
 
 

@@ -18,6 +18,7 @@ from _claude_sandbox.lima import limactl
 from _claude_sandbox.lima.limactl import Instance, Lima
 from _claude_sandbox.system.run import Result
 from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm.mark import mark_of
 
 MARK = vm_mark.Mark(vm_mark.SANDBOX, "a", Path("/p"), 1, 2)
 
@@ -124,8 +125,8 @@ def test_instances(driver: Lima, recorder: Recorder) -> None:
         "2.2.0",
         {vm_mark.MARK_PARAM: MARK.encode()},
     )
-    assert one.mark == MARK and one.ssh_host == "lima-a" and one.ssh_config == Path("/l/a/ssh.config")
-    assert copy.mark is None  # a hand-made clone carries the mark of another
+    assert mark_of(one) == MARK and one.ssh_host == "lima-a" and one.ssh_config == Path("/l/a/ssh.config")
+    assert mark_of(copy) is None  # a hand-made clone carries the mark of another
 
 
 def test_a_named_instance_that_is_unknown_is_not_there(driver: Lima, recorder: Recorder) -> None:
@@ -190,7 +191,7 @@ def test_garbage_is_an_error_of_lima_s_and_nothing_else(line: str) -> None:
         assert "unreadable" in error.brief
     else:
         assert isinstance(instance.name, str) and (
-            instance.mark is None or isinstance(instance.mark, vm_mark.Mark)
+            mark_of(instance) is None or isinstance(mark_of(instance), vm_mark.Mark)
         )
 
 
@@ -226,7 +227,7 @@ def test_lima_s_empty_status_is_ours_and_the_mark_is_read_from_the_file(tmp_path
     (tmp_path / "lima.yaml").write_text(f"param:\n  {vm_mark.MARK_PARAM}: {MARK.encode()}\n")
     line = listed({"Name": "a", "Status": "", "Dir": str(tmp_path)}).text
     instance = limactl.parse_instance(line)
-    assert instance.status == limactl.UNREADABLE and instance.mark == MARK
+    assert instance.status == limactl.UNREADABLE and mark_of(instance) == MARK
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ ALL = ("ha.pid", "qemu.pid", "ha.sock", "ssh.config")
 def test_peek(short: Lima, recorder: Recorder, files: tuple[str, ...], alive: bool, status: str) -> None:
     put(short.home, *files, pid=os.getpid() if alive else 2**22 + 1)
     instance = short.peek("a")
-    assert instance is not None and instance.status == status and instance.mark == MARK
+    assert instance is not None and instance.status == status and mark_of(instance) == MARK
     assert recorder.calls == []
 
 
@@ -298,7 +299,7 @@ def test_peek_of_nothing_and_of_garbage(driver: Lima, tmp_path: Path) -> None:
     (directory / "ha.pid").write_text("garbage")
     (directory / "lima.yaml").write_bytes(b"\xff\xfe: [")
     instance = driver.peek("a")
-    assert instance is not None and instance.status == "Broken" and instance.mark is None
+    assert instance is not None and instance.status == "Broken" and mark_of(instance) is None
 
 
 @pytest.mark.parametrize("quote", ["", '"', "'"])

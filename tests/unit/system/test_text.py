@@ -17,7 +17,6 @@ from _claude_sandbox.base_vm.verify import ToolCheck
 from _claude_sandbox.claude_home import pull as claude_home_pull
 from _claude_sandbox.cli import render
 from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.hooks import event as hooks_event
 from _claude_sandbox.hooks.attention import Session
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, Instance
@@ -78,7 +77,7 @@ WAYS: dict[str, Callable[[str, Capture], str]] = {
         render.session_lines([{**session(bad).to_json(), "state": "failed", "wants": ""}], "claude-sandbox-app")
     ),
     "settings diff": lambda bad, c: claude_home_pull.unified("f", b"a\n", bad.encode("utf-8", "surrogateescape")),
-    "hook message": lambda bad, c: hooks_event.clean(bad, 300),
+    "hook message": lambda bad, c: system_text.clean(bad, 300),
     "notification": lambda bad, c: notify_policy.text_of(session(bad)),
     "choice": lambda bad, c: " ".join(
         ch.label for d in [terminals_screen.dialog(f" ❯ 1. {bad}\n   2. No\n")] if d for ch in d.choices
@@ -107,7 +106,7 @@ def test_nothing_of_a_guest_steers_a_terminal(
 
 
 def test_the_joiners_of_scripts_and_emoji_stay_in_messages() -> None:
-    assert hooks_event.clean("👩\u200d💻 می\u200cخواهم\x1b", 80) == "👩\u200d💻 می\u200cخواهم"
+    assert system_text.clean("👩\u200d💻 می\u200cخواهم\x1b", 80) == "👩\u200d💻 می\u200cخواهم"
 
 
 @given(st.text(), st.sampled_from([None, "", "?", " "]))

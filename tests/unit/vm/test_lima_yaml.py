@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from _claude_sandbox.config.parsers import GIB, Port
 from _claude_sandbox.errors import RefusedError
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm.lima_yaml import IGNORE_ALL, Meant, Share
@@ -28,7 +29,7 @@ paths = st.text(
 
 
 def meant(**changes: Any) -> Meant:
-    return Meant(**{"mark": MARK, "user": vm_mark.GuestUser("me", 1000), "shares": SHARES, **changes})
+    return Meant(**{"mark": MARK, "user": lima_context.GuestUser("me", 1000), "shares": SHARES, **changes})
 
 
 def effective(document: dict[str, Any]) -> dict[str, Any]:

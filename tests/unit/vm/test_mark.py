@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.vm import mark as vm_mark
 
 LIMA_NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")  # pkg/identifiers of Lima
@@ -68,12 +69,14 @@ def test_the_longest_name_fits_lima_s_sockets_and_host_names(length: int, macos:
     def fits(name: int) -> bool:
         return length + name + 27 <= most and len("lima-") + name <= 63
 
-    assert fits(vm_mark.longest_name(home, macos))
-    assert not fits(vm_mark.longest_name(home, macos) + 1)
+    assert fits(lima_context.longest_name(home, macos))
+    assert not fits(lima_context.longest_name(home, macos) + 1)
 
 
 def test_the_home_is_counted_in_bytes() -> None:
-    assert vm_mark.longest_name(Path("/é" * 20), False) == vm_mark.longest_name(Path("/ab" * 20), False)
+    assert lima_context.longest_name(Path("/é" * 20), False) == lima_context.longest_name(
+        Path("/ab" * 20), False
+    )
 
 
 @given(
@@ -151,4 +154,4 @@ def test_a_moved_directory_is_recognised(tmp_path: Path) -> None:
 
 
 def test_the_guest_s_home_is_not_the_host_s() -> None:
-    assert vm_mark.GuestUser("me", 501).home == "/home/me.guest"
+    assert lima_context.GuestUser("me", 501).home == "/home/me.guest"

@@ -19,7 +19,8 @@ from recording import CHILD, Recorder, failed, listed, put_instance, told
 
 from _claude_sandbox.config.parsers import Port
 from _claude_sandbox.errors import RefusedError, StartError
-from _claude_sandbox.lima import vm_processes
+from _claude_sandbox.lima import context as lima_context
+from _claude_sandbox.lima import readiness, vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.system import lookup as system_lookup
@@ -32,6 +33,7 @@ from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.lima_yaml import Share
+from _claude_sandbox.vm.mark import project_of
 
 NAME = "claude-sandbox-app"
 DEGRADED = 'time="t" level=fatal msg="degraded, status={Running:true Degraded:true}"'
@@ -49,7 +51,7 @@ def project(home: Path) -> Path:
 def document(project: Path) -> dict[str, Any]:
     mark = vm_mark.mark_for(NAME, project)
     meant = vm_lima_yaml.Meant(
-        mark=mark, user=vm_mark.GuestUser("me", 1000), shares=(Share(project, project, True),)
+        mark=mark, user=lima_context.GuestUser("me", 1000), shares=(Share(project, project, True),)
     )
     return vm_lima_yaml.build({}, meant)
 
@@ -84,7 +86,7 @@ def test_a_start_that_works(
     start = next(call for call in recorder.calls if "start" in call.argv)
     assert start.command.env["QEMU_SYSTEM_X86_64"] == "qemu -accel tcg"
     assert "READY" in (paths.logs_dir() / f"{NAME}.log").read_text()
-    assert vm_start.seen_ready(instance) and told(ctx).warnings == []
+    assert readiness.was_ready(instance) and told(ctx).warnings == []
 
 
 def test_the_config_is_checked_before_anything_is_started(
@@ -101,7 +103,7 @@ def test_a_late_guest_agent_is_a_warning_when_ssh_and_mounts_work(
 ) -> None:
     recorder.on("limactl", "start", then=failed(DEGRADED))
     instance = vm_start.start(ctx, NAME, document)
-    assert instance.status == "Running" and vm_start.seen_ready(instance)
+    assert instance.status == "Running" and readiness.was_ready(instance)
     assert len(told(ctx).warnings) == 1 and "guest agent is late" in told(ctx).warnings[0]
     assert "stop" not in recorder.verbs()
 
@@ -141,7 +143,7 @@ def test_another_failure_is_told_at_once(
     with pytest.raises(StartError) as caught:
         vm_start.start(ctx, NAME, document)
     assert caught.value.details == "qemu: no space" and recorder.verbs() == ["list", "start", "stop"]
-    assert not vm_start.seen_ready(Instance(NAME, "Stopped", directory))
+    assert not readiness.was_ready(Instance(NAME, "Stopped", directory))
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(143)])
@@ -186,14 +188,14 @@ def test_limactl_s_process_is_in_the_journal_while_it_runs(
 
 def test_a_stamp_is_for_one_boot(ctx: Context, directory: Path) -> None:
     instance = Instance(NAME, "Running", directory)
-    assert not vm_start.seen_ready(instance)
+    assert not readiness.was_ready(instance)
     vm_start.stamp(instance, {})
-    assert vm_start.seen_ready(instance)
+    assert readiness.was_ready(instance)
     (directory / "ha.pid").unlink()
-    assert not vm_start.seen_ready(instance)
+    assert not readiness.was_ready(instance)
     (directory / "ha.pid").write_text(f"{os.getpid()}\n")
     os.utime(directory / "ha.pid", (1, 1))
-    assert not vm_start.seen_ready(instance)  # the same id, another boot
+    assert not readiness.was_ready(instance)  # the same id, another boot
 
 
 def test_waiting_for_a_vm_that_somebody_else_starts(
@@ -205,7 +207,7 @@ def test_waiting_for_a_vm_that_somebody_else_starts(
     instance = Instance(NAME, "Running", directory)
     recorder.on("ssh", then=[failed("", 255), failed("", 1), Result(0)])
     vm_start.wait_ready(ctx, instance)
-    assert vm_start.seen_ready(instance)
+    assert readiness.was_ready(instance)
     asked = len(recorder.calls)
     vm_start.wait_ready(ctx, instance)
     assert len(recorder.calls) == asked  # a warm attach asks nobody
@@ -352,7 +354,7 @@ def test_a_document_is_written_and_read_back(ctx: Context, project: Path, docume
     vm_start.write_document(ctx, place, odd)
     assert vm_start.read_document(Instance(NAME, "Stopped", place)) == odd
     peeked = ctx.lima.peek(NAME)
-    assert peeked is not None and peeked.mark is not None and peeked.mark.project == project
+    assert peeked is not None and project_of(peeked) == project
 
 
 # -- stopping ----------------------------------------------------------------------------------------
