@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (spec/vocabulary.md)."""
+    """Run the command line; returns the exit code (docs/vocabulary.md)."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["_hooks-server"]:
         return main_hooks_server(words[1:])

@@ -15,7 +15,7 @@
     └── Cancelled                   1   the user answered no
 
 Each says what happened (`brief`), in whose words (`details`) and what to do (`resolution`).
-Exit codes that are not errors of ours: 0 done, 124 time-out, 130 Ctrl-C (spec/vocabulary.md).
+Exit codes that are not errors of ours: 0 done, 124 time-out, 130 Ctrl-C (docs/vocabulary.md).
 """
 
 from __future__ import annotations

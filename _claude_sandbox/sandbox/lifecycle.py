@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from _claude_sandbox.hooks.attention import Session
     from _claude_sandbox.hooks.event import Event
 
-MISSING = "missing"  # beside Lima's own status words (spec/vocabulary.md)
+MISSING = "missing"  # beside Lima's own status words (docs/vocabulary.md)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from _claude_sandbox.cli import parser
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 def anchor(heading: str) -> str:
@@ -58,3 +58,19 @@ def test_there_are_commands_to_look_at() -> None:
     readme = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert " prune --orphans    " in readme
     assert len(readme) > 15
+
+
+def test_cited_facts_are_here() -> None:
+    """`facts/lima.md §5` in code or a document is that heading of docs/facts/lima.md."""
+    files = [*(ROOT / "_claude_sandbox").rglob("*"), *(ROOT / "tests").rglob("*.py"), *DOCUMENTS]
+    missing = []
+    for file in files:
+        if file.suffix in (".py", ".sh", ".cfg", ".md", ".pl", ".conf", ""):
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            for name, section in re.findall(r"\bfacts/([a-z-]+)\.md(?: (§\d+))?", text):
+                page = ROOT / "docs" / "facts" / f"{name}.md"
+                if not page.exists() or (
+                    section and f"\n## {section} " not in page.read_text(encoding="utf-8")
+                ):
+                    missing.append(f"{file.relative_to(ROOT)}: facts/{name}.md {section}")
+    assert missing == []
