@@ -387,7 +387,7 @@ def _status(call: Call) -> int:
         "hooks_server": "Running" if hooks_client.running() else "Not running",
         "audio_server": voice_grants.status(),
         "vms": vms,
-        "sessions": hooks_client.told_sessions({each.name: each.status for each in vms}),
+        "sessions": hooks_client.session_dicts({each.name: each.status for each in vms}),
     }
     if call.chosen.json:
         render.print_json(value)
@@ -398,7 +398,7 @@ def _status(call: Call) -> int:
 
 def _list(call: Call) -> int:
     found = sandbox_lifecycle.sandboxes(call.ctx)
-    sessions = hooks_client.told_sessions({each.name: each.status for each in found})
+    sessions = hooks_client.session_dicts({each.name: each.status for each in found})
     if call.chosen.json:
         of = {each.name: [s for s in sessions if s["sandbox"] == each.name] for each in found}
         render.print_json([{**render.data(each), "sessions": of[each.name]} for each in found])

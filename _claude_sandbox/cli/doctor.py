@@ -137,7 +137,7 @@ def _accelerator(runner: Runner) -> Check:
 
 def _voice() -> Check:
     """What --voice would record with. Nobody needs it who does not use it."""
-    plan = voice_recorder.plan(users_own("voice.")["voice_command"])
+    plan = voice_recorder.find_command(users_own("voice.")["voice_command"])
     if plan.ok:
         return Check("voice", True, f"{plan.argv[0]} reads the microphone, for sandboxes with --voice")
     return Check("voice", None, f"--voice has no microphone: {plan.reason}", plan.remedy)

@@ -12,7 +12,7 @@ from _claude_sandbox.system import daemon
 from _claude_sandbox.voice import grants as voice_grants
 
 if TYPE_CHECKING:
-    from _claude_sandbox.hooks.server import Server
+    from _claude_sandbox.hooks.server import HooksServer
     from _claude_sandbox.notify.notifier import Notifier
     from _claude_sandbox.terminals.reply import Replied
 
@@ -32,7 +32,7 @@ def hooks_server(arguments: Sequence[str]) -> int:
     return _parent(arguments, hooks_client.daemon, _HOOKS)
 
 
-def _notifier(server: Server) -> Notifier:
+def _notifier(server: HooksServer) -> Notifier:
     """Notifications for the hooks server: what was answered by one is told to it."""
     from _claude_sandbox.hooks import client, registration
     from _claude_sandbox.notify.notifier import Notifier
@@ -42,7 +42,7 @@ def _notifier(server: Server) -> Notifier:
             server.replied(replied.sandbox, replied.session_id, replied.seq)
 
     return Notifier(
-        log=server.say,
+        log=server.log,
         projects=lambda: [each.project for each in registration.all_in(client.registrations())],
         answered=answered,
     )

@@ -158,16 +158,16 @@ def register(instance: Instance, project: Path | str, *, uid: int, voice: bool =
     file = registrations() / f"{wanted.tag}.json"
     if Registration.read(file) != wanted:
         wanted.write(registrations())
-    nudge()
+    refresh_server()
 
 
 def unregister(instance: Instance) -> None:
     """The sandbox is being deleted: nothing of it is kept."""
     (registrations() / f"{instance.tag}.json").unlink(missing_ok=True)
-    nudge()
+    refresh_server()
 
 
-def nudge() -> None:
+def refresh_server() -> None:
     """Have the server look at the registrations now; no server, no harm."""
     if running():
         with contextlib.suppress(OSError, ClaudeSandboxError):
@@ -177,7 +177,7 @@ def nudge() -> None:
 # -- what it knows -------------------------------------------------------------------------------
 
 
-def told_sessions(statuses: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def session_dicts(statuses: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """The sessions of state.json, as data, without importing much. With `statuses` (VM name to Lima's status)
     those of a VM that does not run are shown as ended, and those of no VM are left out.
 
@@ -197,7 +197,7 @@ def sessions(statuses: Mapping[str, str] | None = None) -> list[Session]:
     """The same as values."""
     from _claude_sandbox.hooks.attention import Session
 
-    return [Session.from_json(each) for each in told_sessions(statuses)]
+    return [Session.from_json(each) for each in session_dicts(statuses)]
 
 
 def busy(name: str) -> bool | None:

@@ -34,13 +34,13 @@ class Controlled(Protocol):
 
     def stop_soon(self) -> None: ...
 
-    def say(self, text: str, about: str = "") -> None: ...
+    def log(self, text: str, about: str = "") -> None: ...
 
 
 class Control:
     def __init__(self, path: Path, server: Controlled) -> None:
         self._server = server
-        self._http = UnixServer(path, self._handle, server.say, LIMITS)
+        self._http = UnixServer(path, self._handle, server.log, LIMITS)
         self._ways: Mapping[tuple[str, str], Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             ("GET", "/state"): self._state,
             ("POST", "/refresh"): self._refresh,

@@ -51,16 +51,16 @@ class Bucket:
 
 
 class Intake:
-    """`accept` logs and takes some lines (OSError: the disk is full, nothing was taken)."""
+    """`ingest` logs and takes some lines (OSError: the disk is full, nothing was taken)."""
 
     def __init__(
         self,
         path: Path,
-        accept: Callable[[list[bytes]], Taken],
+        ingest: Callable[[list[bytes]], Taken],
         log: Callable[[str], None],
         limits: Limits | None = None,
     ) -> None:
-        self._accept, self._log = accept, log
+        self._ingest, self._log = ingest, log
         self._bucket = Bucket()
         self._turn = asyncio.Lock()  # batches one after the other, so that a spool stays in order
         self._server = UnixServer(path, self._handle, log, limits)
@@ -97,7 +97,7 @@ class Intake:
     async def _take(self, lines: list[bytes]) -> Taken:
         last, dropped = "", 0
         for start in range(0, len(lines), SLICE):
-            taken = self._accept(lines[start : start + SLICE])
+            taken = self._ingest(lines[start : start + SLICE])
             last, dropped = taken.last or last, dropped + taken.dropped
             if start + SLICE < len(lines):
                 await asyncio.sleep(0)

@@ -1,6 +1,6 @@
 """The log of events, JSON lines: what the server knows after a restart, and what `events` shows.
 
-    events.jsonl           the newest; begins with a snapshot of the board, so that it alone is replayed
+    events.jsonl           the newest; begins with a snapshot of the table, so that it alone is replayed
     rotated-SEQ.jsonl      one before it, whose events have still to go into the history
     history/NAME.jsonl     older events, of each sandbox apart (hooks/history.py)
     events.N.jsonl         of an earlier release, N = 1 the newest: go into the history too
@@ -26,7 +26,7 @@ from typing import Any
 from _claude_sandbox.hooks import history as hooks_history
 from _claude_sandbox.hooks.event import Event
 from _claude_sandbox.hooks.history import History
-from _claude_sandbox.hooks.session_table import Board
+from _claude_sandbox.hooks.session_table import SessionTable
 
 NAME, HISTORY = "events.jsonl", "history"
 LIMIT = 4 << 20  # bytes behind the snapshot
@@ -57,35 +57,35 @@ class EventLog:
         self._again = 0.0  # when `sync` may try the history again
         self._retired: list[int] = []  # files that `sync` has still to see to
 
-    def open(self, board: Board) -> None:
-        """Bring `board` to where the last server was, and go on writing there. Raises OSError."""
+    def open(self, table: SessionTable) -> None:
+        """Bring `table` to where the last server was, and go on writing there. Raises OSError."""
         whole = (next(_records(self.path), None) or {}).get("type") == "snapshot"
         # Without a snapshot at its head: killed between the renames of `rotate`, or a power cut there.
         for file in [self.path] if whole else [*self._newest_whole(), self.path]:
             for record in _records(file):
-                self._replay(board, record)
+                self._replay(table, record)
         if self.path.exists():
             _cut_torn_line(self.path)
         self._open()
         if not whole:
-            self.rotate(board) if self._size else self._begin(board)
+            self.rotate(table) if self._size else self._begin(table)
 
     def append(self, lines: Iterable[bytes]) -> None:
         """All or none of them. Raises OSError (disk full)."""
         self._write(b"".join(lines))
 
-    def rotate_if_long(self, board: Board) -> None:
+    def rotate_if_long(self, table: SessionTable) -> None:
         """Begin a new file when this one is long. Raises OSError, and then goes on with the old one."""
         if self._size - self._head > self.limit:
-            self.rotate(board)
+            self.rotate(table)
 
-    def rotate(self, board: Board) -> None:
+    def rotate(self, table: SessionTable) -> None:
         """No fsync here, which may take long: `open` knows what a power cut can leave of it."""
         fresh = self.path.with_name(f".{NAME}.new")
-        snapshot = _snapshot(board)
+        snapshot = _snapshot(table)
         fresh.write_bytes(snapshot)
         os.chmod(fresh, 0o600)
-        os.replace(self.path, self._free_name(board.seq))
+        os.replace(self.path, self._free_name(table.seq))
         os.replace(fresh, self.path)
         self._retired.append(self._fd)
         self._open(len(snapshot))
@@ -135,8 +135,8 @@ class EventLog:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size, self._head = os.fstat(self._fd).st_size, head
 
-    def _begin(self, board: Board) -> None:
-        self._write(_snapshot(board))
+    def _begin(self, table: SessionTable) -> None:
+        self._write(_snapshot(table))
         self._head = self._size
 
     def _write(self, data: bytes) -> None:
@@ -151,18 +151,18 @@ class EventLog:
         self._size += len(data)
         self._dirty = True
 
-    def _replay(self, board: Board, record: Mapping[str, Any] | None) -> None:
+    def _replay(self, table: SessionTable, record: Mapping[str, Any] | None) -> None:
         try:
             kind = record["type"] if record is not None else None
             if record is not None and kind == "snapshot":
                 if record["schema"] == SCHEMA:
-                    board.restore(record)
+                    table.restore(record)
             elif record is not None and kind == "event":
-                board.take(Event.from_json(record))
+                table.take(Event.from_json(record))
             elif record is not None and kind == "stopped":
-                board.stop(record["sandbox"], record["seq"], record["time_ns"])
+                table.stop(record["sandbox"], record["seq"], record["time_ns"])
             elif record is not None and kind == "forgotten":
-                board.forget(record["sandbox"])
+                table.forget(record["sandbox"])
             else:
                 self.skipped += 1
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -225,8 +225,8 @@ def _records(path: Path) -> Iterator[dict[str, Any] | None]:
             yield value if isinstance(value, dict) else None
 
 
-def _snapshot(board: Board) -> bytes:
-    return line("snapshot", {"schema": SCHEMA, **board.snapshot()})
+def _snapshot(table: SessionTable) -> bytes:
+    return line("snapshot", {"schema": SCHEMA, **table.snapshot()})
 
 
 def _sync_and_close(fd: int) -> None:

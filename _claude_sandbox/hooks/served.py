@@ -34,19 +34,19 @@ Forwards = Callable[[Registration, Path, Callable[[], bool], Say, Callable[[bool
 
 
 class Owner(Protocol):
-    """Whom the boxes tell."""
+    """Who is notified of what happens in the sandboxes."""
 
-    def accept(self, box: Registration, lines: list[bytes]) -> Taken: ...
+    def ingest(self, sandbox: Registration, lines: list[bytes]) -> Taken: ...
 
     def vm_stopped(self, sandbox: str) -> None: ...
 
     def vm_deleted(self, sandbox: str) -> None: ...
 
-    def say(self, text: str, about: str = "") -> None: ...
+    def log(self, text: str, about: str = "") -> None: ...
 
 
 @dataclass
-class Box:
+class ServedSandbox:
     """One registered sandbox. `boot` is None while its VM does not run."""
 
     registration: Registration
@@ -56,19 +56,19 @@ class Box:
     connected: bool = False
 
 
-class Boxes:
+class ServedSandboxes:
     """`forwards` makes the forwards; None for none (tests, and a server without guests)."""
 
     def __init__(self, owner: Owner, forwards: Forwards | None) -> None:
         self._owner, self._forwards = owner, forwards
-        self._boxes: dict[str, Box] = {}
+        self._served: dict[str, ServedSandbox] = {}
         self._turn = asyncio.Lock()
 
-    def all(self) -> list[Box]:
-        return list(self._boxes.values())
+    def all(self) -> list[ServedSandbox]:
+        return list(self._served.values())
 
     def any_alive(self) -> bool:
-        return any(box.boot is not None for box in self._boxes.values())
+        return any(sandbox.boot is not None for sandbox in self._served.values())
 
     async def refresh(self) -> None:
         """Serve exactly the sandboxes that are registered and whose VM still exists."""
@@ -79,45 +79,47 @@ class Boxes:
                     (client.registrations() / f"{tag}.json").unlink(missing_ok=True)
                     del wanted[tag]
                     self._owner.vm_deleted(each.name)
-            for tag in [tag for tag, box in self._boxes.items() if wanted.get(tag) != box.registration]:
-                box = self._boxes.pop(tag)
-                await self._drop(box)
+            for tag in [
+                tag for tag, sandbox in self._served.items() if wanted.get(tag) != sandbox.registration
+            ]:
+                sandbox = self._served.pop(tag)
+                await self._drop(sandbox)
                 if tag not in wanted:  # deleted: the next sandbox of that name is another one
-                    self._owner.vm_deleted(box.registration.name)
+                    self._owner.vm_deleted(sandbox.registration.name)
             for tag, each in wanted.items():
-                if tag not in self._boxes:
+                if tag not in self._served:
                     await self._add(tag, each)
             self.watch()
 
     def watch(self) -> None:
         """Look at the VMs: cheap, every second. The sessions of one that stopped, or was started anew, end."""
-        for box in self._boxes.values():
-            where = box.registration.dir
-            now = readiness.boot_id(_instance(box.registration)) if limactl.alive(where) else None
-            if box.boot is not None and now != box.boot:
-                self._owner.vm_stopped(box.registration.name)
-            box.boot = now
+        for sandbox in self._served.values():
+            where = sandbox.registration.dir
+            now = readiness.boot_id(_instance(sandbox.registration)) if limactl.alive(where) else None
+            if sandbox.boot is not None and now != sandbox.boot:
+                self._owner.vm_stopped(sandbox.registration.name)
+            sandbox.boot = now
 
     async def close(self) -> None:
         async with self._turn:
-            for box in self._boxes.values():
-                await self._drop(box)
-            self._boxes.clear()
+            for sandbox in self._served.values():
+                await self._drop(sandbox)
+            self._served.clear()
 
     async def _add(self, tag: str, each: Registration) -> None:
         name = each.name
         socket = client.intake_socket(tag)
         intake = Intake(
             socket,
-            lambda lines: self._owner.accept(each, lines),
-            lambda text: self._owner.say(f"{name}: {text}", name),
+            lambda lines: self._owner.ingest(each, lines),
+            lambda text: self._owner.log(f"{name}: {text}", name),
         )
         try:
             await intake.start()
         except OSError as error:
-            self._owner.say(f"{name}: no socket {socket}: {error.strerror or error}", name)
+            self._owner.log(f"{name}: no socket {socket}: {error.strerror or error}", name)
             return
-        box = self._boxes[tag] = Box(each, intake)
+        sandbox = self._served[tag] = ServedSandbox(each, intake)
         if not limactl.alive(each.dir):
             self._owner.vm_stopped(name)  # it may have gone while no server ran
         if self._forwards is not None:
@@ -125,28 +127,28 @@ class Boxes:
                 each,
                 socket,
                 lambda: limactl.alive(each.dir) and readiness.was_ready(_instance(each)),
-                lambda text: self._owner.say(f"{name}: {text}", name),
-                lambda connected: setattr(box, "connected", connected),
+                lambda text: self._owner.log(f"{name}: {text}", name),
+                lambda connected: setattr(sandbox, "connected", connected),
             )
-            box.forward = asyncio.create_task(self._run(forward, name))
+            sandbox.forward = asyncio.create_task(self._run(forward, name))
 
     async def _run(self, forward: Runs, name: str) -> None:
         """A forward ends by cancellation only; whatever else ends it is told, and it is run again."""
         while True:
             try:
                 await forward.run()
-                self._owner.say(f"{name}: the forward ended by itself", name)
+                self._owner.log(f"{name}: the forward ended by itself", name)
             except Exception as error:  # noqa: BLE001 - one sandbox's forward must not end the others'
-                self._owner.say(f"{name}: the forward failed: {type(error).__name__}: {error}", name)
+                self._owner.log(f"{name}: the forward failed: {type(error).__name__}: {error}", name)
             await asyncio.sleep(5)
 
-    async def _drop(self, box: Box) -> None:
-        if box.forward is not None:
-            box.forward.cancel()
+    async def _drop(self, sandbox: ServedSandbox) -> None:
+        if sandbox.forward is not None:
+            sandbox.forward.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await box.forward
-        await box.intake.close()
+                await sandbox.forward
+        await sandbox.intake.close()
 
 
-def _instance(box: Registration) -> Instance:
-    return Instance(box.name, "", box.dir)
+def _instance(sandbox: Registration) -> Instance:
+    return Instance(sandbox.name, "", sandbox.dir)

@@ -28,8 +28,8 @@ from _claude_sandbox.hooks.feed import Feed
 from _claude_sandbox.hooks.intake import Taken
 from _claude_sandbox.hooks.log import EventLog, line, of_event
 from _claude_sandbox.hooks.registration import Registration
-from _claude_sandbox.hooks.served import Boxes, Forwards, Say
-from _claude_sandbox.hooks.session_table import Board
+from _claude_sandbox.hooks.served import Forwards, Say, ServedSandboxes
+from _claude_sandbox.hooks.session_table import SessionTable
 from _claude_sandbox.lima.socket_forward import Forward
 from _claude_sandbox.system import daemon, paths, program
 from _claude_sandbox.system.files import keep_from_cleaners, write_atomic
@@ -46,14 +46,14 @@ class Notifies(Protocol):
 
     def resume(self, sessions: Iterable[Session]) -> None: ...
 
-    def consider(self, transition: Transition) -> None: ...
+    def enqueue(self, transition: Transition) -> None: ...
 
     async def test(self) -> list[str]: ...
 
     async def close(self) -> None: ...
 
 
-class Server:
+class HooksServer:
     """Made in a running event loop. `forwards` and `notifier` are collaborators; None for neither.
 
     `has_place` says whether our directory is still there (system.daemon.has_place).
@@ -67,9 +67,9 @@ class Server:
         log: daemon.Log | None = None,
         has_place: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.board = Board()
+        self.table = SessionTable()
         self.events = EventLog(client.state_directory())
-        self.boxes = Boxes(self, forwards)
+        self.served = ServedSandboxes(self, forwards)
         self.feed = Feed(client.feed_socket(), self._greeting)
         self.control = Control(client.control_socket(), self)
         self.dropped = 0  # lines that were no events, since the start
@@ -85,11 +85,11 @@ class Server:
 
     async def run(self) -> None:
         """Until `stop_soon`. Raises OSError when its sockets or its log cannot be opened."""
-        self.events.open(self.board)
+        self.events.open(self.table)
         if self.events.skipped:
-            self.say(f"{self.events.skipped} lines of the event log were unreadable and are left out")
+            self.log(f"{self.events.skipped} lines of the event log were unreadable and are left out")
         await self.feed.start()
-        await self.boxes.refresh()
+        await self.served.refresh()
         self._forget_unregistered()
         if self.notifier is not None:
             self.notifier.resume(self.sessions())
@@ -98,11 +98,11 @@ class Server:
             gc.freeze()  # what stays for good is not looked at again
             self._changed.set()
             await self.control.start()  # last: who can reach it finds all the rest
-            self.say(f"started, version {self._about['version']}, {len(self.boxes.all())} sandboxes")
+            self.log(f"started, version {self._about['version']}, {len(self.served.all())} sandboxes")
             await self._tick()
         finally:
             await self._close(writer)
-            self.say("stopped")
+            self.log("stopped")
 
     async def _tick(self) -> None:
         """Once a second: the VMs, the disk, and whether anybody still needs us."""
@@ -114,7 +114,7 @@ class Server:
                 return
             now = time.monotonic()
             if not self._has_place():
-                self.say("our directory was removed")
+                self.log("our directory was removed")
                 return
             if now - kept >= KEEP_SECONDS:
                 kept = now
@@ -122,23 +122,23 @@ class Server:
                 await asyncio.to_thread(keep_from_cleaners, paths.runtime_dir(), besides=".session")
             if now - refreshed >= REFRESH_SECONDS:
                 refreshed = now
-                await self.boxes.refresh()
+                await self.served.refresh()
             else:
-                self.boxes.watch()
+                self.served.watch()
             try:
                 await asyncio.to_thread(self.events.sync)
             except OSError as error:
-                self.say(f"the event log does not reach the disk: {error.strerror or error}", "disk")
-            if self.boxes.any_alive():
+                self.log(f"the event log does not reach the disk: {error.strerror or error}", "disk")
+            if self.served.any_alive():
                 needed = now
             elif now - needed > IDLE_SECONDS:
-                self.say("no sandbox has run for a while")
+                self.log("no sandbox has run for a while")
                 return
 
     async def _close(self, writer: asyncio.Task[None]) -> None:
-        self.boxes.watch()  # `stop-all` stops the VMs, then us at once: their sessions must not live on in the next boot
+        self.served.watch()  # `stop-all` stops the VMs, then us at once: their sessions must not live on in the next boot
         await self.control.close()
-        await self.boxes.close()
+        await self.served.close()
         await self.feed.close()
         if self.notifier is not None:
             await self.notifier.close()
@@ -155,28 +155,28 @@ class Server:
 
     # -- events ----------------------------------------------------------------------------------
 
-    def accept(self, box: Registration, lines: list[bytes]) -> Taken:
+    def ingest(self, sandbox: Registration, lines: list[bytes]) -> Taken:
         """Take what is new of these lines, from this sandbox. Raises OSError when they cannot be logged:
         then none of them was taken."""
-        now, seq, dropped, spool = time.time_ns(), self.board.seq, 0, ""
+        now, seq, dropped, spool = time.time_ns(), self.table.seq, 0, ""
         numbers: dict[str, int] = {}
         fresh: list[Event] = []
         for text in lines:
             try:
-                event = parse(text, sandbox=box.name, project=box.project, received_ns=now)
+                event = parse(text, sandbox=sandbox.name, project=sandbox.project, received_ns=now)
             except MalformedError as error:
                 dropped += 1
-                self._drop(box.name, error)
+                self._drop(sandbox.name, error)
                 if not error.id:
                     continue
                 spool, _, digits = error.id.partition(":")
                 number = int(digits)
             else:
                 spool, number = event.spool, event.number
-                if number > numbers.get(spool, self.board.last(box.name, spool)):
+                if number > numbers.get(spool, self.table.last(sandbox.name, spool)):
                     seq += 1
                     fresh.append(replace(event, seq=seq))
-            numbers[spool] = max(number, numbers.get(spool, self.board.last(box.name, spool)))
+            numbers[spool] = max(number, numbers.get(spool, self.table.last(sandbox.name, spool)))
         if fresh:
             self._record(fresh)
         return Taken(f"{spool}:{numbers[spool]}" if spool else "", dropped)
@@ -188,58 +188,58 @@ class Server:
         for event, record in zip(events, records, strict=True):
             self.feed.publish([record])
             if event.name == LOST:
-                self.say(f"{event.sandbox}: {event.data.get('message', LOST)}", event.sandbox)
-            if (transition := self.board.take(event)) is not None:
-                self._tell(transition)
+                self.log(f"{event.sandbox}: {event.data.get('message', LOST)}", event.sandbox)
+            if (transition := self.table.take(event)) is not None:
+                self._publish(transition)
         self._rotate()
 
-    def _tell(self, transition: Transition) -> None:
+    def _publish(self, transition: Transition) -> None:
         self.feed.publish([line("session", transition.after.to_json())])
         self._changed.set()
         if self.notifier is not None:
             try:
-                self.notifier.consider(transition)
+                self.notifier.enqueue(transition)
             except Exception as error:  # noqa: BLE001 - a notification that fails must not lose events
-                self.say(f"notifications: {type(error).__name__}: {error}", "notifier")
+                self.log(f"notifications: {type(error).__name__}: {error}", "notifier")
 
     def _drop(self, sandbox: str, error: MalformedError) -> None:
         self.dropped += 1
-        self.say(f"{sandbox}: a line was no event: {error}", sandbox)
+        self.log(f"{sandbox}: a line was no event: {error}", sandbox)
 
     def _rotate(self) -> None:
         try:
-            self.events.rotate_if_long(self.board)
+            self.events.rotate_if_long(self.table)
         except OSError as error:
-            self.say(f"the event log cannot be rotated: {error.strerror or error}", "disk")
+            self.log(f"the event log cannot be rotated: {error.strerror or error}", "disk")
 
     # -- what the host knows ---------------------------------------------------------------------
 
     def vm_stopped(self, sandbox: str) -> None:
         """Its sessions end."""
-        if not self.board.lives(sandbox):
+        if not self.table.lives(sandbox):
             return
-        now, seq = time.time_ns(), self.board.seq + 1
+        now, seq = time.time_ns(), self.table.seq + 1
         self._append_quietly(line("stopped", {"sandbox": sandbox, "seq": seq, "time_ns": now}))
-        for transition in self.board.stop(sandbox, seq, now):
-            self._tell(transition)
+        for transition in self.table.stop(sandbox, seq, now):
+            self._publish(transition)
 
     def vm_deleted(self, sandbox: str) -> None:
-        if self.board.knows(sandbox):
+        if self.table.knows(sandbox):
             self.vm_stopped(sandbox)
             self._append_quietly(line("forgotten", {"sandbox": sandbox}))
-            self.board.forget(sandbox)
+            self.table.forget(sandbox)
             self._changed.set()
 
     def replied(self, sandbox: str, session_id: str, seq: int) -> bool:
         """Somebody answered the dialog that event `seq` opened; False when that is not the open one."""
-        session = self.board.sessions.get((sandbox, session_id))
+        session = self.table.sessions.get((sandbox, session_id))
         if session is None or session.seq != seq or not session.wants:
             return False
         now = time.time_ns()
         self._record(
             [
                 Event(
-                    self.board.seq + 1, "", now, now, sandbox, session.project, HOST_REPLIED, session_id,
+                    self.table.seq + 1, "", now, now, sandbox, session.project, HOST_REPLIED, session_id,
                     session.uuid, 0, {"answers": seq},
                 )
             ]
@@ -251,18 +251,18 @@ class Server:
         try:
             self.events.append([record])
         except OSError as error:
-            self.say(f"the event log cannot be written: {error.strerror or error}", "disk")
+            self.log(f"the event log cannot be written: {error.strerror or error}", "disk")
 
     def _forget_unregistered(self) -> None:
         """Sessions of VMs that went away while no server ran have ended."""
-        registered = {box.registration.name for box in self.boxes.all()}
-        for name in {session.sandbox for session in self.board.ordered()} - registered:
+        registered = {sandbox.registration.name for sandbox in self.served.all()}
+        for name in {session.sandbox for session in self.table.ordered()} - registered:
             self.vm_stopped(name)
 
     # -- telling ---------------------------------------------------------------------------------
 
     def sessions(self) -> list[Session]:
-        return self.board.ordered()
+        return self.table.ordered()
 
     def state(self) -> dict[str, Any]:
         """What state.json and `GET /state` say."""
@@ -270,27 +270,27 @@ class Server:
             "schema": client.SCHEMA,
             "server": {**self._about, "dropped": self.dropped},
             "updated_ns": time.time_ns(),
-            "seq": self.board.seq,
+            "seq": self.table.seq,
             "sandboxes": [
                 {
-                    "name": box.registration.name,
-                    "project": box.registration.project,
-                    "running": box.boot is not None,
-                    "connected": box.connected,
+                    "name": sandbox.registration.name,
+                    "project": sandbox.registration.project,
+                    "running": sandbox.boot is not None,
+                    "connected": sandbox.connected,
                 }
-                for box in self.boxes.all()
+                for sandbox in self.served.all()
             ],
             "sessions": [session.to_json() for session in self.sessions()],
         }
 
     async def refresh(self) -> None:
-        await self.boxes.refresh()
+        await self.served.refresh()
         self._changed.set()
 
     async def notify_test(self) -> list[str]:
         return await self.notifier.test() if self.notifier is not None else []
 
-    def say(self, text: str, about: str = "") -> None:
+    def log(self, text: str, about: str = "") -> None:
         """A line in the server's log. Of those about one thing, which a guest may cause by the thousand,
         one each QUIET_SECONDS; the next one tells how many were left out."""
         if about:
@@ -301,7 +301,7 @@ class Server:
                 return
             self._said[about] = now, 0
             text += f" ({left_out} more lines were left out)" if left_out else ""
-        self._log.say(printable(text, instead="?")[:1000])
+        self._log.write(printable(text, instead="?")[:1000])
 
     def _greeting(self) -> list[bytes]:
         return [line("session", session.to_json()) for session in self.sessions()]
@@ -315,7 +315,7 @@ class Server:
             try:
                 await asyncio.to_thread(_save_state, self._state_text())
             except OSError as error:
-                self.say(f"state.json cannot be written: {error.strerror or error}", "disk")
+                self.log(f"state.json cannot be written: {error.strerror or error}", "disk")
 
     def _state_text(self) -> bytes:
         # Made here: in a thread it would hold the interpreter against the loop. No indent: C's encoder.
@@ -330,7 +330,7 @@ def _save_state(text: bytes) -> None:
 # -- the worker process ----------------------------------------------------------------------------
 
 
-def main(fd: int, notifier: Callable[[Server], Notifies]) -> int:
+def main(fd: int, notifier: Callable[[HooksServer], Notifies]) -> int:
     """The worker's whole life; `fd` is the lock, `notifier` makes the server's. Returns the exit code."""
     ours = client.daemon()
     with daemon.worker_of(ours, fd) as orphaned:
@@ -339,14 +339,14 @@ def main(fd: int, notifier: Callable[[Server], Notifies]) -> int:
 
 
 async def _serve(
-    notifier: Callable[[Server], Notifies], orphaned: Callable[[], None], has_place: Callable[[], bool]
+    notifier: Callable[[HooksServer], Notifies], orphaned: Callable[[], None], has_place: Callable[[], bool]
 ) -> None:
     log = daemon.Log(client.state_directory() / "server.log")
     try:
         client.stop_former()
     except ClaudeSandboxError as error:
-        log.say(f"a server of the last release goes on: {error.brief}")
-    server = Server(forwards=_forward, log=log, has_place=has_place)
+        log.write(f"a server of the last release goes on: {error.brief}")
+    server = HooksServer(forwards=_forward, log=log, has_place=has_place)
     server.notifier = notifier(server)
     daemon.stop_when_told(server.stop_soon, orphaned, log)
     await server.run()

@@ -17,7 +17,7 @@ ENDED_FOR = 86_400 * 10**9  # ns that a session is kept after its end
 STOPPED = "the VM stopped"
 
 
-class Board:
+class SessionTable:
     """`seq` is that of the last event; an event gets the next one before it is logged and taken."""
 
     def __init__(self) -> None:
@@ -103,7 +103,8 @@ class Board:
         """Become what `snapshot` told; raises KeyError, TypeError, ValueError when it is none."""
         sessions = [Session.from_json(each) for each in value["sessions"]]
         spools = {
-            str(box): {str(spool): int(n) for spool, n in of.items()} for box, of in value["spools"].items()
+            str(sandbox): {str(spool): int(n) for spool, n in of.items()}
+            for sandbox, of in value["spools"].items()
         }
         self.seq = int(value["seq"])
         self.sessions = {session.key: session for session in sessions}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from _claude_sandbox.notify.channels import OUTPUT, SEND, Actions, Failed, tag
-from _claude_sandbox.notify.policy import Key, Notice
+from _claude_sandbox.notify.policy import Alert, Key
 from _claude_sandbox.system.run import Command, CommandNotFound, Runner
 
 
@@ -38,29 +38,29 @@ class Mac:
         self._waits: dict[Key, asyncio.Task[None]] = {}
         self._pool: Any = None
 
-    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
+    async def show(self, alert: Alert, *, sound: bool, actions: Actions) -> None:
         if self._which("alerter") and len(self._waits) < self.ALERTS:
-            await self.withdraw(notice.key)
-            task = asyncio.create_task(self._alert(notice, sound, actions))
-            self._waits[notice.key] = task
-            task.add_done_callback(lambda done: self._over(notice.key, done))
+            await self.withdraw(alert.key)
+            task = asyncio.create_task(self._alert(alert, sound, actions))
+            self._waits[alert.key] = task
+            task.add_done_callback(lambda done: self._over(alert.key, done))
         elif self._which("terminal-notifier"):
-            session = notice.session
+            session = alert.session
             click = ("-execute", self._open_line(session.uuid)) if session and session.uuid else ()
-            argv = ("terminal-notifier", "-title", notice.title, "-group", tag(notice.key),
+            argv = ("terminal-notifier", "-title", alert.title, "-group", tag(alert.key),
                     *(("-sound", "default") if sound else ()), *click)  # fmt: skip
             # The text by stdin: as an option a leading [ or - would be read as something else.
-            await self._run(Command(argv), notice.body.encode())
+            await self._run(Command(argv), alert.body.encode())
         else:
             script = [part for line in (self.LOUD if sound else self.SCRIPT) for part in ("-e", line)]
-            await self._run(Command(("osascript", *script, "--", notice.title, notice.body)), b"")
+            await self._run(Command(("osascript", *script, "--", alert.title, alert.body)), b"")
 
     def _over(self, key: Key, task: asyncio.Task[None]) -> None:
         if self._waits.get(key) is task:
             del self._waits[key]
 
-    async def _alert(self, notice: Notice, sound: bool, actions: Actions) -> None:
-        argv = ("alerter", "-title", notice.title, "-message", _plain(notice.body), "-group", tag(notice.key),
+    async def _alert(self, alert: Alert, sound: bool, actions: Actions) -> None:
+        argv = ("alerter", "-title", alert.title, "-message", _plain(alert.body), "-group", tag(alert.key),
                 "-actions", "Open", "-timeout", str(self.STAYS), *(("-sound", "default") if sound else ()),
                 "-json")  # fmt: skip
         if self._pool is None:
@@ -74,9 +74,9 @@ class Mac:
             result = await asyncio.get_running_loop().run_in_executor(self._pool, wait)
             answer = json.loads(result.text or "{}")
             if answer.get("activationType") in ("contentsClicked", "actionClicked"):
-                actions.open(notice)
+                actions.open(alert)
             elif answer.get("activationType") == "replied" and answer.get("activationValue"):
-                actions.reply(notice, str(answer["activationValue"]))
+                actions.reply(alert, str(answer["activationValue"]))
 
     async def _run(self, command: Command, input: bytes) -> None:
         try:

@@ -1,8 +1,8 @@
-"""The ways by which a notification reaches the user, one class each.
+"""The channels by which a notification reaches the user, one class each.
 
-A way takes clean texts (notify/policy.py) and makes them harmless for where they go: markup is escaped for D-Bus
+A channel takes clean texts (notify/policy.py) and makes them harmless for where they go: markup is escaped for D-Bus
 daemons, a terminal gets them as one OSC sequence. What it cannot do it says by `Failed`;
-the next way is tried then.
+the next channel is tried then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from _claude_sandbox.hooks.attention import NEEDS_INPUT
-from _claude_sandbox.notify.policy import CRITICAL, Key, Notice
+from _claude_sandbox.notify.policy import CRITICAL, Alert, Key
 from _claude_sandbox.system.run import Command, CommandNotFound, Runner
 from _claude_sandbox.system.text import printable
 from _claude_sandbox.terminals import records as terminals_records
@@ -29,21 +29,21 @@ Log = Callable[[str], None]
 
 
 class Failed(Exception):
-    """This way is not there, or did not take it: why."""
+    """This channel is not there, or did not take it: why."""
 
 
 @dataclass(frozen=True)
 class Actions:
     """What the user can do from a notification; called in the event loop."""
 
-    open: Callable[[Notice], None]
-    reply: Callable[[Notice, str], None]
+    open: Callable[[Alert], None]
+    reply: Callable[[Alert, str], None]
 
 
-class Way(Protocol):
+class Channel(Protocol):
     name: str
 
-    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
+    async def show(self, alert: Alert, *, sound: bool, actions: Actions) -> None:
         """Show it, in the place of one with the same key. Raises Failed."""
 
     async def withdraw(self, key: Key) -> None:
@@ -79,45 +79,45 @@ class Desktop:
         self._shown: dict[Key, tuple[str, int]] = {}  # identifiers: desktop-notifier's, the daemon's
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
+    async def show(self, alert: Alert, *, sound: bool, actions: Actions) -> None:
         try:
-            await asyncio.wait_for(self._show(notice, sound, actions), SEND)
+            await asyncio.wait_for(self._show(alert, sound, actions), SEND)
         except Failed:
             raise
         except Exception as error:
             self._forget()
             raise Failed(f"{type(error).__name__}: {error}") from error
 
-    async def _show(self, notice: Notice, sound: bool, actions: Actions) -> None:
+    async def _show(self, alert: Alert, sound: bool, actions: Actions) -> None:
         from desktop_notifier import DEFAULT_SOUND, Button, Capability, Notification, ReplyField, Urgency
 
         notifier = await self._connected()
         able = await notifier.get_capabilities()
-        asks = notice.session is not None and Capability.REPLY_FIELD in able
+        asks = alert.session is not None and Capability.REPLY_FIELD in able
 
         def opened() -> None:
-            actions.open(notice)
-            self._close_soon(notice.key)
+            actions.open(alert)
+            self._close_soon(alert.key)
 
         def replied(text: str) -> None:
-            actions.reply(notice, text)
-            self._close_soon(notice.key)
+            actions.reply(alert, text)
+            self._close_soon(alert.key)
 
         shown = Notification(
-            notice.title,
-            harmless(notice.body, markup=self._markup),
-            urgency=Urgency.Critical if notice.urgency == CRITICAL else Urgency.Normal,
+            alert.title,
+            harmless(alert.body, markup=self._markup),
+            urgency=Urgency.Critical if alert.urgency == CRITICAL else Urgency.Normal,
             buttons=(Button("Open", on_pressed=opened),) if Capability.BUTTONS in able else (),
             reply_field=ReplyField(on_replied=replied) if asks else None,
             on_clicked=opened,
             sound=DEFAULT_SOUND if sound and Capability.SOUND in able else None,
         )
-        await self.withdraw(notice.key)
+        await self.withdraw(alert.key)
         await notifier.send_notification(shown)
         if shown.identifier not in await notifier.get_current_notifications():
             raise Failed("the notification daemon did not take it")  # desktop-notifier only logs why
         numbers: Any = notifier._backend._platform_to_interface_notification_identifier
-        self._shown[notice.key] = shown.identifier, numbers.inverse.get(shown.identifier, 0)
+        self._shown[alert.key] = shown.identifier, numbers.inverse.get(shown.identifier, 0)
 
     async def _connected(self) -> Any:
         if self._notifier is not None:
@@ -185,19 +185,19 @@ class Terminal:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
-    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
-        targets = await asyncio.to_thread(self._targets, notice)
+    async def show(self, alert: Alert, *, sound: bool, actions: Actions) -> None:
+        targets = await asyncio.to_thread(self._targets, alert)
         if not targets:
             raise Failed("no terminal is attached to its session")
         for tty, term in targets.items():
-            await asyncio.to_thread(self._write, tty, sequence(notice, term, bell=sound))
+            await asyncio.to_thread(self._write, tty, sequence(alert, term, bell=sound))
 
-    def _targets(self, notice: Notice) -> dict[str, str]:
+    def _targets(self, alert: Alert) -> dict[str, str]:
         """Terminals and what TERM they are, each once."""
         from _claude_sandbox.terminals.tmux import Tmux
 
         found: dict[str, str] = {}
-        for session in notice.sessions:
+        for session in alert.sessions:
             record = terminals_records.of(session.uuid, session.sandbox)
             if record is None:
                 continue
@@ -230,13 +230,13 @@ class Terminal:
         """Nothing is held open."""
 
 
-def sequence(notice: Notice, term: str, *, bell: bool) -> bytes:
+def sequence(alert: Alert, term: str, *, bell: bool) -> bytes:
     """What a terminal of that TERM understands as a notification. A Linux console gets the bell only."""
 
     def plain(text: str) -> str:
         return printable(text.replace("\n", " · "), instead="")
 
-    title, body = plain(notice.title), plain(notice.body)
+    title, body = plain(alert.title), plain(alert.body)
     ring = "\a" if bell else ""
     if term.startswith(("linux", "vt", "dumb")) or not term:
         return ring.encode()
@@ -257,19 +257,19 @@ class UserCommand:
         self._runner, self._argv, self._log = runner, argv, log
         self._running: set[asyncio.Task[bool]] = set()
 
-    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
+    async def show(self, alert: Alert, *, sound: bool, actions: Actions) -> None:
         if not self._argv():
             raise Failed("notify.command is not set")
         if len(self._running) >= self.AT_ONCE:
             raise Failed(f"{self.AT_ONCE} runs of notify.command have not ended yet")
-        task = asyncio.create_task(self.run(notice))
+        task = asyncio.create_task(self.run(alert))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def run(self, notice: Notice) -> bool:
+    async def run(self, alert: Alert) -> bool:
         """Run it to its end or its time limit; whether it succeeded. Its output goes to the log."""
         command = Command(tuple(self._argv()))
-        document = json.dumps(event_of(notice), ensure_ascii=False).encode() + b"\n"
+        document = json.dumps(event_of(alert), ensure_ascii=False).encode() + b"\n"
         try:
             result = await asyncio.to_thread(
                 self._runner.run, command, input=document, timeout=COMMAND, limit=OUTPUT
@@ -290,20 +290,20 @@ class UserCommand:
             task.cancel()
 
 
-def event_of(notice: Notice) -> dict[str, Any]:
-    """A notice as the JSON that notify.command reads; docs/attention.md describes it."""
+def event_of(alert: Alert) -> dict[str, Any]:
+    """A alert as the JSON that notify.command reads; docs/attention.md describes it."""
     return {
         "schema": 1,
-        "title": notice.title,
-        "body": notice.body,
-        "urgency": notice.urgency,
-        "needs_input": any(s.state == NEEDS_INPUT for s in notice.sessions),
+        "title": alert.title,
+        "body": alert.body,
+        "urgency": alert.urgency,
+        "needs_input": any(s.state == NEEDS_INPUT for s in alert.sessions),
         "sessions": [
             {
                 "sandbox": s.sandbox, "project": s.project, "session_id": s.session_id, "state": s.state,
                 "wants": s.wants, "message": s.message, "tool": s.tool, "choices": list(s.choices),
                 "since_ns": s.since_ns, "seq": s.seq,
             }
-            for s in notice.sessions
+            for s in alert.sessions
         ],
     }  # fmt: skip

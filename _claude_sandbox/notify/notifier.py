@@ -1,7 +1,7 @@
 """The hooks server's notifier: transitions in, notifications out, what the user does with them carried out.
 
-`consider` returns at once; one task does the work in order. What is told, and when, decides notify.policy.Policy;
-by which way, this module: the desktop (or macOS), else attached terminals, which also get it when the user
+`enqueue` returns at once; one task does the work in order. What is told, and when, decides notify.policy.Policy;
+by which channel, this module: the desktop (or macOS), else attached terminals, which also get it when the user
 came by ssh; and the user's command, always.
 """
 
@@ -22,8 +22,8 @@ from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import DONE, Session, Transition
 from _claude_sandbox.hooks.turns import Turns
-from _claude_sandbox.notify.channels import Actions, Desktop, Failed, Log, Terminal, UserCommand, Way
-from _claude_sandbox.notify.policy import NORMAL, NOTIFIED, Action, Key, Notice, Policy, Show, quiet_left
+from _claude_sandbox.notify.channels import Actions, Channel, Desktop, Failed, Log, Terminal, UserCommand
+from _claude_sandbox.notify.policy import NORMAL, NOTIFIED, Action, Alert, Key, Policy, Show, quiet_left
 from _claude_sandbox.system import paths, program, quoting
 from _claude_sandbox.system.files import read_json, write_json
 from _claude_sandbox.system.run import LocalRunner, Runner
@@ -73,7 +73,7 @@ class UserSettings:
 class Notifier:
     """Shows what needs the user. Made and used in the server's event loop.
 
-    `settings` is asked anew each time; `ways` are tried in order, `also` all of them; `looked_at` says whether
+    `settings` is asked anew each time; `channels` are tried in order, `secondary` all of them; `looked_at` says whether
     the user sees a session anyway (it may block: it runs in a thread); `projects` are those that exist;
     `answered` is told of an answer that was typed from a notification.
     """
@@ -83,8 +83,8 @@ class Notifier:
         *,
         log: Log,
         settings: Callable[[], Settings] | None = None,
-        ways: Sequence[Way] | None = None,
-        also: Sequence[Way] | None = None,
+        channels: Sequence[Channel] | None = None,
+        secondary: Sequence[Channel] | None = None,
         runner: Runner | None = None,
         looked_at: Callable[[Session], bool] | None = None,
         projects: Callable[[], Iterable[str]] = tuple,
@@ -94,10 +94,12 @@ class Notifier:
         self._settings = settings or UserSettings(log)
         self._runner = runner or LocalRunner()
         self._terminal = Terminal(self._runner)
-        self._ways = tuple(ways) if ways is not None else (*self._own_ways(), self._terminal)
+        self._channels = (
+            tuple(channels) if channels is not None else (*self._default_channels(), self._terminal)
+        )
         command = UserCommand(self._runner, lambda: self._settings().command, log)
-        self._also = tuple(also) if also is not None else (command,)
-        self._looked_at = looked_at or self._sees
+        self._secondary = tuple(secondary) if secondary is not None else (command,)
+        self._looked_at = looked_at or self._is_visible
         self._answered = answered
         self._policy = Policy((), projects)
         self._latest: dict[Key, Session] = {}
@@ -106,7 +108,7 @@ class Notifier:
         self._actions: set[asyncio.Task[None]] = set()
         self._troubles: dict[str, str] = {}
 
-    def _own_ways(self) -> tuple[Way, ...]:
+    def _default_channels(self) -> tuple[Channel, ...]:
         if sys.platform == "darwin":
             from _claude_sandbox.notify.channel_macos import Mac
 
@@ -115,7 +117,7 @@ class Notifier:
 
     # -- the server's side -----------------------------------------------------------------------
 
-    def consider(self, transition: Transition) -> None:
+    def enqueue(self, transition: Transition) -> None:
         """Take a transition; returns at once. Call it in the order in which they happened."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._work())
@@ -133,7 +135,7 @@ class Notifier:
         for session in sessions:
             self._latest[session.key] = session
             if left.get("/".join(session.key)) == session.seq:
-                self._policy.again(session)
+                self._policy.restore(session)
         if self._policy.shown():
             self._task(self._flush())
 
@@ -141,11 +143,11 @@ class Notifier:
         await self._carry_out(self._policy.flush(time.monotonic(), quiet=self._quiet()))
 
     async def test(self) -> list[str]:
-        """Show a notification by every way; a line for each: `desktop: shown`, `terminal: why not`."""
+        """Show a notification by every channel; a line for each: `desktop: shown`, `terminal: why not`."""
         session = Session(
             "test", "claude-sandbox-test", str(paths.home()), "", DONE, time.time_ns(), "A test"
         )
-        notice = Notice(
+        alert = Alert(
             ("", "test"),
             "Claude [test]",
             "This is how you hear of a sandbox that needs you.",
@@ -153,19 +155,19 @@ class Notifier:
             (session,),
         )
         lines = []
-        for way in (*self._ways, *self._also):
+        for channel in (*self._channels, *self._secondary):
             try:
-                if isinstance(way, UserCommand) and self._settings().command:
-                    done = await way.run(notice)
-                    lines.append(f"{way.name}: {'it ran' if done else 'it failed; the log says how'}")
+                if isinstance(channel, UserCommand) and self._settings().command:
+                    done = await channel.run(alert)
+                    lines.append(f"{channel.name}: {'it ran' if done else 'it failed; the log says how'}")
                     continue
-                if isinstance(way, Terminal):
+                if isinstance(channel, Terminal):
                     everybody = await asyncio.to_thread(terminals_records.everything)
-                    notice = _for_terminals(notice, everybody)
-                await way.show(notice, sound=self._settings().sound, actions=self._what_to_do())
-                lines.append(f"{way.name}: shown")
+                    alert = _for_terminals(alert, everybody)
+                await channel.show(alert, sound=self._settings().sound, actions=self._what_to_do())
+                lines.append(f"{channel.name}: shown")
             except Failed as error:
-                lines.append(f"{way.name}: {error}")
+                lines.append(f"{channel.name}: {error}")
         return lines
 
     async def settle(self) -> None:
@@ -183,8 +185,8 @@ class Notifier:
                     await task
         if shown := self._policy.shown():
             write_json(_left_file(), {"/".join(key): seq for key, seq in shown.items()})
-        for way in (*self._ways, *self._also):
-            await way.close()
+        for channel in (*self._channels, *self._secondary):
+            await channel.close()
 
     # -- the work --------------------------------------------------------------------------------
 
@@ -222,61 +224,61 @@ class Notifier:
         minute = clock.tm_hour * 60 + clock.tm_min + clock.tm_sec / 60
         return quiet_left(self._settings().quiet, minute)
 
-    def _sees(self, session: Session) -> bool:
+    def _is_visible(self, session: Session) -> bool:
         record = terminals_records.of(session.uuid, session.sandbox)
         return record is not None and terminals_records.looked_at(record, self._runner)
 
     async def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Show):
-                await self._show(action.notice)
+                await self._show(action.alert)
             else:
-                for way in (*self._ways, *self._also):
+                for channel in (*self._channels, *self._secondary):
                     try:
-                        await way.withdraw(action.key)
-                    except Exception as error:  # noqa: BLE001 - a way that broke down has nothing to withdraw
-                        self._trouble(way.name, f"{type(error).__name__}: {error}")
+                        await channel.withdraw(action.key)
+                    except Exception as error:  # noqa: BLE001 - a channel that broke down has nothing to withdraw
+                        self._trouble(channel.name, f"{type(error).__name__}: {error}")
 
-    async def _show(self, notice: Notice) -> None:
+    async def _show(self, alert: Alert) -> None:
         sound, shown = self._settings().sound, False
-        far = await asyncio.to_thread(self._far, notice)
-        for way in self._ways:
-            if shown and not (far and way is self._terminal):
+        far = await asyncio.to_thread(self._is_remote_user, alert)
+        for channel in self._channels:
+            if shown and not (far and channel is self._terminal):
                 continue
-            shown = await self._try(way, notice, sound) or shown
-        for way in self._also:
-            if not isinstance(way, UserCommand) or self._settings().command:
-                await self._try(way, notice, sound)
+            shown = await self._try(channel, alert, sound) or shown
+        for channel in self._secondary:
+            if not isinstance(channel, UserCommand) or self._settings().command:
+                await self._try(channel, alert, sound)
         if not shown:
-            self._log(f"not shown: {notice.title}: {clean(notice.body, 100)}")
+            self._log(f"not shown: {alert.title}: {clean(alert.body, 100)}")
 
-    async def _try(self, way: Way, notice: Notice, sound: bool) -> bool:
+    async def _try(self, channel: Channel, alert: Alert, sound: bool) -> bool:
         try:
-            await way.show(notice, sound=sound, actions=self._what_to_do())
+            await channel.show(alert, sound=sound, actions=self._what_to_do())
         except Failed as error:
-            self._trouble(way.name, str(error))
+            self._trouble(channel.name, str(error))
             return False
-        self._troubles.pop(way.name, None)
+        self._troubles.pop(channel.name, None)
         return True
 
-    def _trouble(self, way: str, why: str) -> None:
+    def _trouble(self, channel: str, why: str) -> None:
         """Into the log, once as long as it is the same."""
-        if self._troubles.get(way) != why:
-            self._troubles[way] = why
-            self._log(f"{way}: {why}")
+        if self._troubles.get(channel) != why:
+            self._troubles[channel] = why
+            self._log(f"{channel}: {why}")
 
     @staticmethod
-    def _far(notice: Notice) -> bool:
+    def _is_remote_user(alert: Alert) -> bool:
         """Whether a session of it was started over ssh: its user does not sit at this host's screen."""
-        records = (terminals_records.of(s.uuid, s.sandbox) for s in notice.sessions)
+        records = (terminals_records.of(s.uuid, s.sandbox) for s in alert.sessions)
         return any(record is not None and record.remote for record in records)
 
     # -- what the user does with it ----------------------------------------------------------------
 
     def _what_to_do(self) -> Actions:
         return Actions(
-            open=lambda notice: self._task(self._open(notice)),
-            reply=lambda notice, text: self._task(self._reply(notice, text)),
+            open=lambda alert: self._task(self._open(alert)),
+            reply=lambda alert, text: self._task(self._reply(alert, text)),
         )
 
     def _task(self, work: Any) -> None:
@@ -284,21 +286,21 @@ class Notifier:
         self._actions.add(task)
         task.add_done_callback(self._actions.discard)
 
-    async def _open(self, notice: Notice) -> None:
-        """To the session of the notice; of a summary's, to the one that has waited longest."""
-        sessions = [self._latest.get(s.key, s) for s in notice.sessions]
+    async def _open(self, alert: Alert) -> None:
+        """To the session of the alert; of a summary's, to the one that has waited longest."""
+        sessions = [self._latest.get(s.key, s) for s in alert.sessions]
         waiting = sorted((s for s in sessions if s.state in NOTIFIED), key=lambda s: s.since_ns)
         for session in waiting or sessions:
             record = await asyncio.to_thread(terminals_records.of, session.uuid, session.sandbox)
             if record is not None:
                 brought = await asyncio.to_thread(terminals_focus.bring, record, self._runner)
                 if not brought.shown:
-                    await self._tell(notice, brought.hint)
+                    await self._tell(alert, brought.hint)
                 return
-        await self._tell(notice, f"Go there with: claude-sandbox -d {sessions[0].project}")
+        await self._tell(alert, f"Go there with: claude-sandbox -d {sessions[0].project}")
 
-    async def _reply(self, notice: Notice, text: str) -> None:
-        session = notice.session
+    async def _reply(self, alert: Alert, text: str) -> None:
+        session = alert.session
         if session is None:
             return
         try:
@@ -311,12 +313,12 @@ class Notifier:
             )
             self._answered(replied)
         except ClaudeSandboxError as error:
-            await self._tell(notice, f"Not sent. {error.brief}")
+            await self._tell(alert, f"Not sent. {error.brief}")
 
-    async def _tell(self, notice: Notice, text: str) -> None:
-        told = Notice(("", f"told {notice.key}"), notice.title, clean(text, 300), NORMAL, notice.sessions)
-        for way in self._ways:
-            if await self._try(way, told, False):
+    async def _tell(self, alert: Alert, text: str) -> None:
+        told = Alert(("", f"told {alert.key}"), alert.title, clean(text, 300), NORMAL, alert.sessions)
+        for channel in self._channels:
+            if await self._try(channel, told, False):
                 return
 
 
@@ -324,12 +326,12 @@ def _left_file() -> Path:
     return hooks_client.directory() / "notified.json"
 
 
-def _for_terminals(notice: Notice, records: Iterable[terminals_records.Record]) -> Notice:
-    """A test notice as one of every living session: so it reaches all their terminals."""
+def _for_terminals(alert: Alert, records: Iterable[terminals_records.Record]) -> Alert:
+    """A test alert as one of every living session: so it reaches all their terminals."""
     sessions = tuple(
         Session(r.uuid, r.sandbox, r.project, r.uuid, DONE, time.time_ns(), "A test") for r in records
     )
-    return Notice(notice.key, notice.title, notice.body, notice.urgency, sessions)
+    return Alert(alert.key, alert.title, alert.body, alert.urgency, sessions)
 
 
 def environment() -> Mapping[str, str]:

@@ -32,7 +32,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Notice:
+class Alert:
     """What the user is shown. `sessions`: one, or those of a summary. Texts are clean, not escaped."""
 
     key: Key
@@ -50,7 +50,7 @@ class Notice:
 class Show:
     """Show it; one of the same key takes the older one's place."""
 
-    notice: Notice
+    alert: Alert
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Policy:
         self._projects = projects
         self._seen: OrderedDict[object, None] = OrderedDict()  # events and states that were told
         self._waiting: OrderedDict[Key, Session] = OrderedDict()
-        self._open: OrderedDict[Key, tuple[Key, float, Session]] = OrderedDict()  # session -> notice, when
+        self._open: OrderedDict[Key, tuple[Key, float, Session]] = OrderedDict()  # session -> alert, when
         self._shown: deque[float] = deque(maxlen=AT_ONCE)
         self._tokens: dict[str, tuple[float, float]] = {}  # sandbox -> how many, as of when
 
@@ -143,17 +143,17 @@ class Policy:
         if after.state not in NOTIFIED:
             before = transition.before
             reminder = after.state == IDLE and before is not None and before.state in (DONE, FAILED)
-            return [] if reminder else self._gone(after.key)
+            return [] if reminder else self._withdraw(after.key)
         if not self.is_news(transition, age):
             if after.key in self._waiting:
                 self._waiting[after.key] = after
-            return [] if after.state in self.states else self._gone(after.key)
+            return [] if after.state in self.states else self._withdraw(after.key)
         for mark in (self._event(transition), (after.key, after.seq)):
             self._seen[mark] = None
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         if looked_at:
-            return self._gone(after.key)
+            return self._withdraw(after.key)
         self._waiting.pop(after.key, None)
         self._waiting[after.key] = after
         same = [key for key in self._waiting if key[0] == after.sandbox]
@@ -163,7 +163,11 @@ class Policy:
 
     def flush(self, now: float, *, quiet: float = 0.0) -> list[Action]:
         """What may be shown by now of what waits."""
-        ready = [s for s in self._waiting.values() if self._left(s.sandbox, now) >= 1] if quiet <= 0 else []
+        ready = (
+            [s for s in self._waiting.values() if self._tokens_left(s.sandbox, now) >= 1]
+            if quiet <= 0
+            else []
+        )
         room = AT_ONCE - sum(now - WINDOW < then <= now for then in self._shown)
         if not ready or room <= 0:
             return []
@@ -179,11 +183,11 @@ class Policy:
             return None
         window = [then + WINDOW - now for then in self._shown if now - WINDOW < then <= now]
         wait = min(window) if len(window) >= AT_ONCE else 0.0
-        tokens = min((1 - self._left(s.sandbox, now)) * REFILL for s in self._waiting.values())
+        tokens = min((1 - self._tokens_left(s.sandbox, now)) * REFILL for s in self._waiting.values())
         return max(quiet, wait, tokens, 0.05)
 
     def session(self, key: Key) -> Session | None:
-        """The session of a notice that is open, or waits, as it is now."""
+        """The session of a alert that is open, or waits, as it is now."""
         entry = self._open.get(key)
         return self._waiting.get(key) or (entry[2] if entry else None)
 
@@ -192,7 +196,7 @@ class Policy:
         entries = {session.key: session for _, _, session in self._open.values()} | dict(self._waiting)
         return {key: session.seq for key, session in entries.items()}
 
-    def again(self, session: Session) -> None:
+    def restore(self, session: Session) -> None:
         """It was shown before we were started anew, and still waits: `flush` shows it again."""
         if session.state in NOTIFIED:
             self._seen[(session.key, session.seq)] = None
@@ -200,39 +204,39 @@ class Policy:
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _gone(self, key: Key) -> list[Action]:
+    def _withdraw(self, key: Key) -> list[Action]:
         self._waiting.pop(key, None)
         entry = self._open.pop(key, None)
-        if entry is None or any(notice == entry[0] for notice, _, _ in self._open.values()):
+        if entry is None or any(alert == entry[0] for alert, _, _ in self._open.values()):
             return []
         return [Withdraw(entry[0])]
 
-    def _left(self, sandbox: str, now: float) -> float:
+    def _tokens_left(self, sandbox: str, now: float) -> float:
         tokens, then = self._tokens.get(sandbox, (float(TOKENS), now))
         return min(float(TOKENS), tokens + max(0.0, now - then) / REFILL)
 
-    def _show(self, notice: Notice, now: float) -> list[Action]:
+    def _show(self, alert: Alert, now: float) -> list[Action]:
         self._shown.append(now)
-        for sandbox in {session.sandbox for session in notice.sessions}:
-            self._tokens[sandbox] = (self._left(sandbox, now) - 1, now)
-        before = [self._open.pop(s.key) for s in notice.sessions if s.key in self._open]
-        for session in notice.sessions:
+        for sandbox in {session.sandbox for session in alert.sessions}:
+            self._tokens[sandbox] = (self._tokens_left(sandbox, now) - 1, now)
+        before = [self._open.pop(s.key) for s in alert.sessions if s.key in self._open]
+        for session in alert.sessions:
             self._waiting.pop(session.key, None)
-            self._open[session.key] = (notice.key, now, session)
+            self._open[session.key] = (alert.key, now, session)
         while len(self._open) > _REMEMBERED:
             self._open.popitem(last=False)
         left = {key for key, _, _ in self._open.values()}
-        return [*(Withdraw(key) for key, _, _ in before if key not in left), Show(notice)]
+        return [*(Withdraw(key) for key, _, _ in before if key not in left), Show(alert)]
 
     def _label(self, session: Session) -> str:
         known = [s.project for s in self._waiting.values()] + [e[2].project for e in self._open.values()]
         return label(session.project, [*known, *self._projects()])
 
-    def _single(self, session: Session) -> Notice:
+    def _single(self, session: Session) -> Alert:
         urgency = CRITICAL if session.state == NEEDS_INPUT else NORMAL
-        return Notice(session.key, f"Claude [{self._label(session)}]", text_of(session), urgency, (session,))
+        return Alert(session.key, f"Claude [{self._label(session)}]", text_of(session), urgency, (session,))
 
-    def _summary(self, sessions: Sequence[Session]) -> Notice:
+    def _summary(self, sessions: Sequence[Session]) -> Alert:
         names: OrderedDict[str, list[Session]] = OrderedDict()
         for session in sorted(sessions, key=lambda s: NOTIFIED.index(s.state)):
             names.setdefault(session.sandbox, []).append(session)
@@ -245,4 +249,4 @@ class Policy:
         lines = [clean(f"{labels[name]}: {text_of(of[0])}", LINE) for name, of in names.items()]
         more = [f"and {len(lines) - 5} more"] if len(lines) > 5 else []
         urgency = CRITICAL if any(s.state == NEEDS_INPUT for s in sessions) else NORMAL
-        return Notice(SUMMARY, clean(title, TITLE), "\n".join([*lines[:5], *more]), urgency, tuple(sessions))
+        return Alert(SUMMARY, clean(title, TITLE), "\n".join([*lines[:5], *more]), urgency, tuple(sessions))

@@ -249,9 +249,9 @@ class _Parent:
             if time.monotonic() - begun > LIVED:
                 wait, failed = FIRST_WAIT, 0
             failed += 1
-            self.log.say(f"the worker ended with {code}; the next one starts in {wait:g} s")
+            self.log.write(f"the worker ended with {code}; the next one starts in {wait:g} s")
             if failed >= TRIES:
-                self.log.say(f"{failed} failed starts in a row: giving up")
+                self.log.write(f"{failed} failed starts in a row: giving up")
                 return 1
             until = time.monotonic() + wait
             while not self.stopping and time.monotonic() < until:
@@ -317,7 +317,7 @@ def stop_when_told(stop: Callable[[], None], orphaned: Callable[[], None], log: 
     def parent_gone() -> None:
         if not os.read(0, 4096):
             loop.remove_reader(0)
-            log.say("the parent is gone: starting anew")
+            log.write("the parent is gone: starting anew")
             orphaned()
             stop()
 
@@ -331,7 +331,7 @@ class Log:
         self.path = path
         self._file = LogFile(path, limit)
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Never raises: a full disk must not end a server."""
         line = f"{time.strftime('%F %T')} [{os.getpid()}] {text}\n"
         self._file.write(line.encode("utf-8", "backslashreplace"))

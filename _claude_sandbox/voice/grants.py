@@ -146,8 +146,8 @@ def granted(
 
 def trouble(command: Sequence[str]) -> str | None:
     """What to tell before a session with voice when nothing can record here now."""
-    plan = recorder.plan(command)
-    return None if plan.ok else f"Voice has no microphone: {plan.reason}. {plan.remedy}"
+    found = recorder.find_command(command)
+    return None if found.ok else f"Voice has no microphone: {found.reason}. {found.remedy}"
 
 
 # -- the server ----------------------------------------------------------------------------------

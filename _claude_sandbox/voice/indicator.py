@@ -9,9 +9,9 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from _claude_sandbox.notify.channels import Actions, Desktop, Failed, Log, Way
+from _claude_sandbox.notify.channels import Actions, Channel, Desktop, Failed, Log
 from _claude_sandbox.notify.notifier import environment, open_line
-from _claude_sandbox.notify.policy import NORMAL, Notice
+from _claude_sandbox.notify.policy import NORMAL, Alert
 from _claude_sandbox.system.run import CommandNotFound, Runner
 from _claude_sandbox.system.text import clean
 from _claude_sandbox.terminals.records import sessions_made
@@ -20,7 +20,7 @@ MARK = "#[fg=white,bg=red,bold] microphone open #[default] "
 _NAME = 80
 
 
-def own_ways(runner: Runner) -> tuple[Way, ...]:
+def default_channels(runner: Runner) -> tuple[Channel, ...]:
     if sys.platform == "darwin":
         from _claude_sandbox.notify.channel_macos import Mac
 
@@ -28,12 +28,12 @@ def own_ways(runner: Runner) -> tuple[Way, ...]:
     return (Desktop(environment),)
 
 
-class Sign:
+class RecordingIndicator:
     """Made and used in the server's event loop. What it cannot show it logs, once for each reason."""
 
-    def __init__(self, runner: Runner, log: Log, ways: Sequence[Way] | None = None) -> None:
+    def __init__(self, runner: Runner, log: Log, channels: Sequence[Channel] | None = None) -> None:
         self._runner, self._log = runner, log
-        self._ways = tuple(ways) if ways is not None else own_ways(runner)
+        self._channels = tuple(channels) if channels is not None else default_channels(runner)
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[str] = set()
         self._turn = asyncio.Lock()
@@ -52,22 +52,22 @@ class Sign:
             self(sandbox, False)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=3)
-        for way in self._ways:
-            await way.close()
+        for channel in self._channels:
+            await channel.close()
 
     async def _show(self, sandbox: str) -> None:
         async with self._turn:
             recording = sandbox in self._open
             await asyncio.to_thread(self._status_line, sandbox, recording)
             key = ("microphone", sandbox)
-            for way in self._ways:
+            for channel in self._channels:
                 try:
                     if recording:
-                        await way.show(self._notice(key, sandbox), sound=False, actions=_NO_ACTIONS)
+                        await channel.show(self._notice(key, sandbox), sound=False, actions=_NO_ACTIONS)
                         return
-                    await way.withdraw(key)  # whichever showed it
+                    await channel.withdraw(key)  # whichever showed it
                 except Failed as error:
-                    self._trouble(f"no notification that the microphone is open ({way.name}: {error})")
+                    self._trouble(f"no notification that the microphone is open ({channel.name}: {error})")
 
     def _trouble(self, text: str) -> None:
         if text != self._told:
@@ -75,8 +75,8 @@ class Sign:
         self._told = text
 
     @staticmethod
-    def _notice(key: tuple[str, str], sandbox: str) -> Notice:
-        return Notice(key, "Microphone open", clean(f"{sandbox} is recording", _NAME), NORMAL, ())
+    def _notice(key: tuple[str, str], sandbox: str) -> Alert:
+        return Alert(key, "Microphone open", clean(f"{sandbox} is recording", _NAME), NORMAL, ())
 
     def _status_line(self, sandbox: str, recording: bool) -> None:
         """In sessions that we made for it: others are the user's own to arrange."""
@@ -87,4 +87,4 @@ class Sign:
             pass
 
 
-_NO_ACTIONS = Actions(open=lambda notice: None, reply=lambda notice, text: None)
+_NO_ACTIONS = Actions(open=lambda alert: None, reply=lambda alert, text: None)

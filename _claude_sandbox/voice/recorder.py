@@ -42,7 +42,7 @@ _OTHER = "Or name a program that writes raw PCM (16 kHz, mono, signed 16 bit) to
 
 
 @dataclass(frozen=True)
-class Plan:
+class CaptureCommand:
     """What would capture: an argv, or (with an empty one) why nothing can and what to do about it."""
 
     argv: tuple[str, ...] = ()
@@ -54,13 +54,13 @@ class Plan:
         return bool(self.argv)
 
 
-def plan(
+def find_command(
     command: Sequence[str] = (),
     *,
     platform: str = sys.platform,
     environ: Mapping[str, str] = os.environ,
     root: Path = Path("/"),
-) -> Plan:
+) -> CaptureCommand:
     """How the microphone would be read now. `command`: the user's own program (voice.command).
 
     Looks at files only, so it can be asked at any time; a USB microphone may come and go.
@@ -68,19 +68,23 @@ def plan(
     path = environ.get("PATH")
     if command:
         if shutil.which(command[0], path=path):
-            return Plan(tuple(command))
-        return Plan(reason=f"{command[0]} (voice.command) was not found", remedy="Mend `voice.command`.")
+            return CaptureCommand(tuple(command))
+        return CaptureCommand(
+            reason=f"{command[0]} (voice.command) was not found", remedy="Mend `voice.command`."
+        )
     programs = _PROGRAMS.get(platform, _PROGRAMS["linux"])
     found = next((argv for argv in programs if shutil.which(argv[0], path=path)), None)
     remedy = f"{_REMEDY.get(platform, _REMEDY['linux'])} {_OTHER}"
     if found is None:
         names = " and ".join(argv[0] for argv in programs)
-        return Plan(reason=f"{names} {'is' if len(programs) == 1 else 'are'} missing", remedy=remedy)
+        return CaptureCommand(
+            reason=f"{names} {'is' if len(programs) == 1 else 'are'} missing", remedy=remedy
+        )
     if platform == "linux" and not (_sound_server(environ, root) or _capture_device(root)):
-        return Plan(
+        return CaptureCommand(
             reason="this host has no microphone that ALSA, PulseAudio or PipeWire knows", remedy=_OTHER
         )
-    return Plan(found)
+    return CaptureCommand(found)
 
 
 def _sound_server(environ: Mapping[str, str], root: Path) -> bool:

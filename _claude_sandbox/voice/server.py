@@ -25,7 +25,7 @@ from _claude_sandbox.system.run import Command, LocalRunner, spawn_group
 from _claude_sandbox.voice import grants as voice_grants
 from _claude_sandbox.voice import recorder
 from _claude_sandbox.voice.grants import Grant
-from _claude_sandbox.voice.stream import Desk, Limits, Line
+from _claude_sandbox.voice.stream import MicrophoneSocket, RecordingLimits, RecordingRegistry
 
 REFRESH, IDLE = 1.0, 60.0  # seconds between looks at the grants; without any, until the end
 # Printed once the wrappers are in place; then the script lives as long as the connection.
@@ -45,7 +45,7 @@ Forwards = Callable[[Grant, Path, str, Log], Runs]
 
 @dataclass
 class _Open:
-    line: Line
+    line: MicrophoneSocket
     grants: list[Grant]
     forward: asyncio.Task[None] | None
 
@@ -59,12 +59,12 @@ class Server:
         forwards: Forwards | None,
         sign: Callable[[str, bool], None],
         log: Log,
-        limits: Limits | None = None,
+        limits: RecordingLimits | None = None,
         idle: float = IDLE,
     ) -> None:
         self._forwards, self._sign, self._log, self._idle = forwards, sign, log, idle
-        self._desk = Desk(
-            lambda argv: spawn_group(Command(tuple(argv))), self._changed, log, limits or Limits()
+        self._registry = RecordingRegistry(
+            lambda argv: spawn_group(Command(tuple(argv))), self._changed, log, limits or RecordingLimits()
         )
         self._open: dict[str, _Open] = {}
         self._recording: dict[str, dict[str, Any]] = {}
@@ -126,8 +126,10 @@ class Server:
     async def _add(self, tag: str, grants: list[Grant]) -> None:
         grant, socket = grants[0], voice_grants.socket_of(tag)
         # The newest session's command, asked for at each recording.
-        line = Line(
-            grant.name, self._desk, lambda: recorder.plan(max(held.grants, key=lambda g: g.began).command)
+        line = MicrophoneSocket(
+            grant.name,
+            self._registry,
+            lambda: recorder.find_command(max(held.grants, key=lambda g: g.began).command),
         )
         held = _Open(line, grants, None)
         try:
@@ -196,11 +198,11 @@ def main(fd: int) -> int:
 
 
 async def _serve(orphaned: Callable[[], None]) -> None:
-    from _claude_sandbox.voice.indicator import Sign
+    from _claude_sandbox.voice.indicator import RecordingIndicator
 
     log = daemon.Log(voice_grants.daemon().log)
-    sign = Sign(LocalRunner(), log.say)
-    server = Server(forwards=_forward, sign=sign, log=log.say)
+    sign = RecordingIndicator(LocalRunner(), log.write)
+    server = Server(forwards=_forward, sign=sign, log=log.write)
     daemon.stop_when_told(server.stop_soon, orphaned, log)
     try:
         await server.run()

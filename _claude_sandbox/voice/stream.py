@@ -1,4 +1,4 @@
-"""One sandbox's way to the microphone: HTTP on a unix socket, a capture program only while a client records.
+"""The microphone of one sandbox: HTTP on a unix socket, a capture program only while a client records.
 
     GET /v1/record    raw PCM (16 kHz, mono, s16le) for as long as the client reads
     GET /v1/probe     200 if that could work now, 503 with the reason if not; opens no microphone
@@ -21,14 +21,14 @@ from aiohttp import HttpVersion11, web
 
 from _claude_sandbox.system.run import CommandNotFound
 from _claude_sandbox.voice import recorder
-from _claude_sandbox.voice.recorder import BYTES_PER_SECOND, Plan, Silence
+from _claude_sandbox.voice.recorder import BYTES_PER_SECOND, CaptureCommand, Silence
 
 Spawn = Callable[[Sequence[str]], Awaitable[asyncio.subprocess.Process]]
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Limits:
+class RecordingLimits:
     """Seconds, unless it says otherwise."""
 
     recording: float = 600  # the longest one
@@ -46,7 +46,7 @@ class Limits:
 class Capture:
     """A running capture program, in a process group of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, limits: Limits) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, limits: RecordingLimits) -> None:
         self._process = process
         self._limits = limits
         self.pid = process.pid
@@ -87,31 +87,31 @@ class Capture:
         return True
 
 
-class Desk:
+class RecordingRegistry:
     """What all sandboxes share: how many record, and who is told that the microphone is open.
 
     `changed(name, pid)`: `name` records by a program with that id, or no longer (None).
     """
 
     def __init__(
-        self, spawn: Spawn, changed: Callable[[str, int | None], None], log: Log, limits: Limits
+        self, spawn: Spawn, changed: Callable[[str, int | None], None], log: Log, limits: RecordingLimits
     ) -> None:
         self.spawn, self.changed, self.log, self.limits = spawn, changed, log, limits
         self.recording: dict[str, int] = {}  # process id by sandbox
 
     @contextlib.asynccontextmanager
-    async def capture(self, name: str, plan: Plan) -> AsyncIterator[Capture]:
+    async def capture(self, name: str, command: CaptureCommand) -> AsyncIterator[Capture]:
         """The program runs, and the microphone counts as open, exactly as long as this context."""
         self.recording[name] = 0
         try:
-            running = Capture(await self.spawn(plan.argv), self.limits)
+            running = Capture(await self.spawn(command.argv), self.limits)
         except BaseException:
             del self.recording[name]
             raise
         try:
             self.recording[name] = running.pid
             self.changed(name, running.pid)
-            self.log(f"{name}: the microphone is open ({plan.argv[0]}, process {running.pid})")
+            self.log(f"{name}: the microphone is open ({command.argv[0]}, process {running.pid})")
             yield running
         finally:
             await _surely(self._close(name, running))
@@ -139,7 +139,7 @@ async def _surely(work: Coroutine[None, None, None]) -> None:
     task.result()
 
 
-class Refused(Exception):
+class HttpError(Exception):
     """An answer instead of sound: status and one sentence."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -147,18 +147,18 @@ class Refused(Exception):
         self.status, self.reason = status, reason
 
 
-class Line:
-    """The socket of one sandbox. `plan` is asked anew for every request."""
+class MicrophoneSocket:
+    """The socket of one sandbox. `command` is asked anew for every request."""
 
-    def __init__(self, name: str, desk: Desk, plan: Callable[[], Plan]) -> None:
-        self.name, self._desk, self._plan = name, desk, plan
+    def __init__(self, name: str, registry: RecordingRegistry, command: Callable[[], CaptureCommand]) -> None:
+        self.name, self._registry, self._command = name, registry, command
         self._turn = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._web: web.Server | None = None
 
     async def open(self, path: Path) -> None:
         """Listen on `path` (0600; its directory is 0700)."""
-        limits = self._desk.limits
+        limits = self._registry.limits
         # The keep-alive time also ends a connection whose request does not become complete.
         self._web = web.Server(
             self._answer, handler_cancellation=True, keepalive_timeout=limits.header, access_log=None,
@@ -174,7 +174,7 @@ class Line:
 
     def _connection(self) -> asyncio.BaseProtocol:
         assert self._web is not None
-        if len(self._web.connections) >= self._desk.limits.connections:
+        if len(self._web.connections) >= self._registry.limits.connections:
             return _Closed()
         return self._web()
 
@@ -190,51 +190,51 @@ class Line:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             if request.method != "GET":
-                raise Refused(405, "only GET")
+                raise HttpError(405, "only GET")
             if request.path == "/v1/probe":
                 self._check()
                 return _text(200, "ready")
             if request.path == "/v1/record":
                 return await self._record(request)
-            raise Refused(404, "no such path")
-        except Refused as refusal:
+            raise HttpError(404, "no such path")
+        except HttpError as refusal:
             return _text(refusal.status, refusal.reason)
 
-    def _check(self) -> Plan:
-        plan = self._plan()
-        if not plan.ok:
-            self._desk.log(f"{self.name}: cannot record: {plan.reason}")
-            raise Refused(503, f"the host cannot record: {plan.reason}")
-        return plan
+    def _check(self) -> CaptureCommand:
+        command = self._command()
+        if not command.ok:
+            self._registry.log(f"{self.name}: cannot record: {command.reason}")
+            raise HttpError(503, f"the host cannot record: {command.reason}")
+        return command
 
     async def _record(self, request: web.BaseRequest) -> web.StreamResponse:
-        plan, limits = self._check(), self._desk.limits
+        command, limits = self._check(), self._registry.limits
         try:
             async with asyncio.timeout(limits.turn):
                 await self._turn.acquire()
         except TimeoutError:
-            raise Refused(409, "this sandbox records already") from None
+            raise HttpError(409, "this sandbox records already") from None
         try:
-            if len(self._desk.recording) >= limits.recordings:
-                raise Refused(503, "too many sandboxes record")
+            if len(self._registry.recording) >= limits.recordings:
+                raise HttpError(503, "too many sandboxes record")
             # A client that leaves cancels this; the lock is free only when the program has gone.
-            async with self._desk.capture(self.name, plan) as running:
+            async with self._registry.capture(self.name, command) as running:
                 return await self._pass_on(request, running)
         except (CommandNotFound, PermissionError) as error:
-            self._desk.log(f"{self.name}: {plan.argv[0]}: {error}")
-            raise Refused(503, "the capture program does not start; see the audio server's log") from error
+            self._registry.log(f"{self.name}: {command.argv[0]}: {error}")
+            raise HttpError(503, "the capture program does not start; see the audio server's log") from error
         finally:
             self._turn.release()
 
     async def _pass_on(self, request: web.BaseRequest, running: Capture) -> web.StreamResponse:
-        limits = self._desk.limits
+        limits = self._registry.limits
         silence = Silence() if request.query_string == "end=silence" else None
         try:
             data = await running.read(limits.first_sound)
         except TimeoutError:
             data = b""
         if not data:
-            raise Refused(503, "the capture program gave no sound; see the audio server's log")
+            raise HttpError(503, "the capture program gave no sound; see the audio server's log")
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         response.force_close()
         if request.version >= HttpVersion11:
@@ -247,17 +247,17 @@ class Line:
                         await self._patiently(request, response.write(sound))
                     data = await running.read(limits.next_sound)
         except TimeoutError:
-            self._desk.log(f"{self.name}: this recording reached its longest time, or no sound came")
+            self._registry.log(f"{self.name}: this recording reached its longest time, or no sound came")
         await self._patiently(request, response.write_eof())
         return response
 
     async def _patiently(self, request: web.BaseRequest, writing: Coroutine[None, None, None]) -> None:
         """Wait for the client to take it, not for long. Raises ConnectionResetError when it is dropped."""
         try:
-            async with asyncio.timeout(self._desk.limits.reader):
+            async with asyncio.timeout(self._registry.limits.reader):
                 await writing
         except TimeoutError:
-            self._desk.log(f"{self.name}: dropped a client that did not read")
+            self._registry.log(f"{self.name}: dropped a client that did not read")
             if request.transport is not None:
                 request.transport.abort()  # a close would wait for it to read the rest
             raise ConnectionResetError("the client does not read") from None
@@ -276,6 +276,6 @@ def _text(status: int, sentence: str) -> web.Response:
     return response
 
 
-def planner(command: Sequence[str]) -> Callable[[], Plan]:
-    """Asks `voice.recorder.plan` anew each time."""
-    return lambda: recorder.plan(command)
+def find_commandner(command: Sequence[str]) -> Callable[[], CaptureCommand]:
+    """Asks `voice.recorder.find_command` anew each time."""
+    return lambda: recorder.find_command(command)

@@ -133,7 +133,7 @@ class Play:
         if boots:
             guest.boots()
         self.guests.append(guest)
-        hooks_client.nudge()
+        hooks_client.refresh_server()
         return guest
 
     def state(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_sessions_are_shown_and_stop_asks(app: tuple[Box, Guest]) -> None:
     box, guest = app
     guest.deliver(guest.line("UserPromptSubmit", session_id="s0"), guest.line("Stop", session_id="s0"))
     guest.deliver(guest.line("UserPromptSubmit"), guest.line("PermissionRequest.Bash"))
-    wait_for(lambda: len(hooks_client.told_sessions()) == 2)
+    wait_for(lambda: len(hooks_client.session_dicts()) == 2)
     shown = box.run("status").out
     assert "Hooks server: Running" in shown
     assert f"  {APP}: Running" in shown and "    Claude: needs_input (permission) for " in shown

@@ -84,7 +84,7 @@ def test_an_event_changes_the_session_and_is_told(up: Play) -> None:
     assert [line["type"] for line in told] == ["event", "session", "event", "session"]
     assert told[2]["data"]["detail"] == "touch xx" and told[3]["state"] == "needs_input"
     assert (told[0]["sandbox"], told[0]["project"]) == (app.name, "/p/claude-sandbox-app")
-    wait_for(lambda: [s["wants"] for s in hooks_client.told_sessions()] == ["permission"])  # state.json
+    wait_for(lambda: [s["wants"] for s in hooks_client.session_dicts()] == ["permission"])  # state.json
     with up.reader() as read:
         assert read()["state"] == "needs_input", "a new reader gets the sessions first"
 
@@ -154,7 +154,7 @@ def test_of_a_deleted_vm_nothing_is_kept(up: Play) -> None:
     app.deliver(app.line())
     app.stops()
     app.registration.dir.rmdir()
-    hooks_client.nudge()
+    hooks_client.refresh_server()
     assert up.session(app) == {} and not app.socket.exists()
     assert list(hooks_client.registrations().iterdir()) == []
 
@@ -165,10 +165,10 @@ def test_the_next_sandbox_of_a_deleted_one_s_name_begins_with_nothing(up: Play) 
     file = hooks_client.registrations() / f"{app.registration.tag}.json"
     kept = file.read_bytes()
     file.unlink()  # as `delete` does it
-    hooks_client.nudge()
+    hooks_client.refresh_server()
     assert up.session(app) == {}
     file.write_bytes(kept)
-    hooks_client.nudge()
+    hooks_client.refresh_server()
     assert up.session(app) == {}
     hooks_client.stop()
     hooks_client.ensure()
@@ -230,7 +230,7 @@ def test_after_a_stop_and_a_start_all_is_known(up: Play) -> None:
     app.deliver(app.line("UserPromptSubmit"), app.line("PermissionRequest.Bash"))
     before = up.session(app)
     assert hooks_client.stop() and not hooks_client.running() and not hooks_client.stop()
-    assert hooks_client.told_sessions() == [], "no server: nobody knows"
+    assert hooks_client.session_dicts() == [], "no server: nobody knows"
     hooks_client.ensure()
     assert up.session(app) == before
     assert app.deliver(app.line("Stop", number=2))["last"] == "00ff00ff:2", "still known"

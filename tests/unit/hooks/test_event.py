@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from _claude_sandbox.hooks import event as hooks_event
 from _claude_sandbox.hooks.event import Event, MalformedError, parse
-from _claude_sandbox.hooks.session_table import Board
+from _claude_sandbox.hooks.session_table import SessionTable
 from _claude_sandbox.system.text import clean
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -138,7 +138,7 @@ def test_lost_events_are_told_without_a_session() -> None:
     }
     event = read(wire(lost))
     assert event.session_id == "" and event.data["message"] == "3 hook events were lost"
-    assert Board().take(event) is None
+    assert SessionTable().take(event) is None
 
 
 def test_what_a_question_offers() -> None:

@@ -14,7 +14,7 @@ from _claude_sandbox.hooks import history as hooks_history
 from _claude_sandbox.hooks import log as hooks_log
 from _claude_sandbox.hooks.event import Event
 from _claude_sandbox.hooks.log import EventLog, line, of_event
-from _claude_sandbox.hooks.session_table import ENDED_KEPT, SESSIONS, SPOOLS, Board
+from _claude_sandbox.hooks.session_table import ENDED_KEPT, SESSIONS, SPOOLS, SessionTable
 
 
 def event(
@@ -23,34 +23,34 @@ def event(
     return Event(seq, f"{spool}:{seq}", seq, seq, box, "/p", name, session, "", 1, {"message": "m"})
 
 
-def write(log: EventLog, board: Board, *events: Event) -> None:
+def write(log: EventLog, table: SessionTable, *events: Event) -> None:
     log.append([of_event(each) for each in events])
     for each in events:
-        board.take(each)
-    log.rotate_if_long(board)
+        table.take(each)
+    log.rotate_if_long(table)
 
 
-def reopened(directory: Path, **how: int) -> tuple[EventLog, Board]:
-    log, board = EventLog(directory, **how), Board()
-    log.open(board)
-    return log, board
+def reopened(directory: Path, **how: int) -> tuple[EventLog, SessionTable]:
+    log, table = EventLog(directory, **how), SessionTable()
+    log.open(table)
+    return log, table
 
 
 def test_a_restart_finds_sessions_spools_and_the_number(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1), event(2, "Stop"), event(3, session="other"))
+    log, table = reopened(tmp_path)
+    write(log, table, event(1), event(2, "Stop"), event(3, session="other"))
     log.append([line("stopped", {"sandbox": "box", "seq": 4, "time_ns": 4})])
-    board.stop("box", 4, 4)
+    table.stop("box", 4, 4)
     log.close()
     _, again = reopened(tmp_path)
-    assert again.snapshot() == board.snapshot()
+    assert again.snapshot() == table.snapshot()
     assert again.seq == 4 and again.last("box", "aa" * 4) == 3
     assert [s.state for s in again.ordered()] == ["ended", "ended"]
 
 
 def test_a_forgotten_sandbox_stays_forgotten(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1))
+    log, table = reopened(tmp_path)
+    write(log, table, event(1))
     log.append([line("forgotten", {"sandbox": "box"})])
     log.close()
     _, again = reopened(tmp_path)
@@ -58,9 +58,9 @@ def test_a_forgotten_sandbox_stays_forgotten(tmp_path: Path) -> None:
 
 
 def test_it_is_rotated_and_a_restart_needs_the_newest_file_only(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path, limit=20_000)
+    log, table = reopened(tmp_path, limit=20_000)
     for seq in range(1, 401):
-        write(log, board, event(seq, "Stop" if seq % 2 else "UserPromptSubmit"))
+        write(log, table, event(seq, "Stop" if seq % 2 else "UserPromptSubmit"))
     assert rotated(tmp_path)
     assert [each.seq for each in hooks_log.logged(tmp_path)] == list(range(1, 401))
     log.sync()
@@ -70,7 +70,7 @@ def test_it_is_rotated_and_a_restart_needs_the_newest_file_only(tmp_path: Path) 
     assert [each.seq for each in hooks_log.logged(tmp_path)] == list(range(1, 401))
     shutil.rmtree(tmp_path / "history")
     _, again = reopened(tmp_path)
-    assert again.snapshot() == board.snapshot()
+    assert again.snapshot() == table.snapshot()
 
 
 def rotated(directory: Path) -> list[Path]:
@@ -78,11 +78,11 @@ def rotated(directory: Path) -> list[Path]:
 
 
 def test_a_flood_of_one_sandbox_leaves_the_others_their_history(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path, limit=20_000, history=60_000)
+    log, table = reopened(tmp_path, limit=20_000, history=60_000)
     quiet = [event(seq, box="quiet") for seq in range(1, 31)]
-    write(log, board, *quiet)
+    write(log, table, *quiet)
     for seq in range(31, 3031):
-        write(log, board, event(seq, box="flood"))
+        write(log, table, event(seq, box="flood"))
         if seq % 50 == 0:
             log.sync()
     log.sync()
@@ -93,13 +93,13 @@ def test_a_flood_of_one_sandbox_leaves_the_others_their_history(tmp_path: Path) 
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.jsonl")) < 60_000 + 22_000
     log.close()
     _, again = reopened(tmp_path)
-    assert again.snapshot() == board.snapshot()
+    assert again.snapshot() == table.snapshot()
 
 
 def test_a_flood_from_many_sandboxes_is_bounded_too(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path, limit=20_000, history=60_000)
+    log, table = reopened(tmp_path, limit=20_000, history=60_000)
     for seq in range(1, 3001):
-        write(log, board, event(seq, box=f"box{seq % 7}"))
+        write(log, table, event(seq, box=f"box{seq % 7}"))
         if seq % 50 == 0:
             log.sync()
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.jsonl")) < 60_000 + 44_000
@@ -108,17 +108,17 @@ def test_a_flood_from_many_sandboxes_is_bounded_too(tmp_path: Path) -> None:
 
 def test_the_log_of_the_last_release_is_read_and_kept(tmp_path: Path) -> None:
     """events.jsonl and up to three older ones, each with a snapshot at its head."""
-    board, kept = Board(), []
+    table, kept = SessionTable(), []
     for number, name in enumerate(["events.3.jsonl", "events.2.jsonl", "events.1.jsonl", "events.jsonl"]):
-        head = line("snapshot", {"schema": hooks_log.SCHEMA, **board.snapshot()})
+        head = line("snapshot", {"schema": hooks_log.SCHEMA, **table.snapshot()})
         events = [event(seq, box=f"box{seq % 2}") for seq in range(10 * number + 1, 10 * number + 11)]
         for each in events:
-            board.take(each)
+            table.take(each)
         kept += [each.seq for each in events]
         (tmp_path / name).write_bytes(head + b"".join(map(of_event, events)))
     assert [each.seq for each in hooks_log.logged(tmp_path)] == kept
     log, again = reopened(tmp_path)
-    assert again.snapshot() == board.snapshot()
+    assert again.snapshot() == table.snapshot()
     for _ in range(2):
         log.sync()
         assert [each.seq for each in hooks_log.logged(tmp_path)] == kept
@@ -130,9 +130,9 @@ def test_the_log_of_the_last_release_is_read_and_kept(tmp_path: Path) -> None:
 def test_killed_while_events_go_into_the_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    log, board = reopened(tmp_path, limit=5_000)
+    log, table = reopened(tmp_path, limit=5_000)
     for seq in range(1, 101):
-        write(log, board, event(seq, box=f"box{seq % 3}"))
+        write(log, table, event(seq, box=f"box{seq % 3}"))
     left = [2]
 
     def dies(*arguments: Any, **how: Any) -> None:
@@ -151,13 +151,13 @@ def test_killed_while_events_go_into_the_history(
     (tmp_path / "history" / ".box1.jsonl.77.abc").write_bytes(b"half")
     log, again = reopened(tmp_path, limit=5_000)
     log.sync()
-    assert again.snapshot() == board.snapshot() and rotated(tmp_path) == []
+    assert again.snapshot() == table.snapshot() and rotated(tmp_path) == []
     assert [each.seq for each in hooks_log.logged(tmp_path)] == list(range(1, 101))
     assert len(list((tmp_path / "history").iterdir())) == 3
 
 
 def test_without_a_history_rotated_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log, board = reopened(tmp_path, limit=2_000)
+    log, table = reopened(tmp_path, limit=2_000)
 
     def full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -165,7 +165,7 @@ def test_without_a_history_rotated_files_are_bounded(tmp_path: Path, monkeypatch
     with monkeypatch.context() as disk:
         disk.setattr(hooks_history, "write_atomic", full)
         for seq in range(1, 301):
-            write(log, board, event(seq))
+            write(log, table, event(seq))
         with pytest.raises(OSError, match="No space"):
             log.sync()
         log.sync()  # not at once again
@@ -178,20 +178,20 @@ def test_without_a_history_rotated_files_are_bounded(tmp_path: Path, monkeypatch
 
 def test_a_long_snapshot_does_not_make_each_event_a_new_file(tmp_path: Path) -> None:
     """Hostile guests can make it longer than the limit of a file: 64 sessions with long texts each."""
-    log, board = reopened(tmp_path, limit=5_000)
+    log, table = reopened(tmp_path, limit=5_000)
     for seq in range(1, 201):
-        write(log, board, event(seq, session=f"s{seq}", box=f"box{seq % 8}"))
-    log.rotate(board)
+        write(log, table, event(seq, session=f"s{seq}", box=f"box{seq % 8}"))
+    log.rotate(table)
     assert log.path.stat().st_size > 5_000
     before = len(rotated(tmp_path))
-    write(log, board, event(201))
+    write(log, table, event(201))
     assert len(rotated(tmp_path)) == before
 
 
 def test_a_strange_name_stays_in_its_directory(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1, box="../../x"), event(2, box=".."))
-    log.rotate(board)
+    log, table = reopened(tmp_path)
+    write(log, table, event(1, box="../../x"), event(2, box=".."))
+    log.rotate(table)
     log.sync()
     assert len(list((tmp_path / "history").iterdir())) == 2
     assert [each.sandbox for each in hooks_log.logged(tmp_path)] == ["../../x", ".."]
@@ -199,10 +199,10 @@ def test_a_strange_name_stays_in_its_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
 def test_a_torn_last_line_is_not_there(tmp_path: Path, cut: int) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1))
+    log, table = reopened(tmp_path)
+    write(log, table, event(1))
     whole = log.path.stat().st_size
-    write(log, board, event(2, "Stop"))
+    write(log, table, event(2, "Stop"))
     log.close()
     os.truncate(log.path, log.path.stat().st_size - cut)
     assert [each.seq for each in hooks_log.logged(tmp_path)] == [1]
@@ -214,12 +214,12 @@ def test_a_torn_last_line_is_not_there(tmp_path: Path, cut: int) -> None:
 
 @pytest.mark.parametrize("name", ["rotated-0000000000000002.0.jsonl", "events.1.jsonl"])
 def test_killed_between_the_renames_of_a_rotation(tmp_path: Path, name: str) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1), event(2))
+    log, table = reopened(tmp_path)
+    write(log, table, event(1), event(2))
     log.close()
     os.replace(log.path, tmp_path / name)
     log, again = reopened(tmp_path)
-    assert again.snapshot() == board.snapshot()
+    assert again.snapshot() == table.snapshot()
     write(log, again, event(3))
     log.close()
     (tmp_path / name).unlink()
@@ -229,33 +229,33 @@ def test_killed_between_the_renames_of_a_rotation(tmp_path: Path, name: str) -> 
 
 @pytest.mark.parametrize("left", [b"", b'{"type":"snap', b"\x00" * 4096])
 def test_what_a_power_cut_left_of_a_fresh_file(tmp_path: Path, left: bytes) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1), event(2, "Stop"))
-    log.rotate(board)
+    log, table = reopened(tmp_path)
+    write(log, table, event(1), event(2, "Stop"))
+    log.rotate(table)
     log.close()
     log.path.write_bytes(left)
     _, again = reopened(tmp_path)
-    assert again.snapshot() == board.snapshot()
+    assert again.snapshot() == table.snapshot()
     _, once_more = reopened(tmp_path)
-    assert once_more.snapshot() == board.snapshot()
+    assert once_more.snapshot() == table.snapshot()
 
 
 def test_unreadable_lines_are_left_out_and_counted(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1))
+    log, table = reopened(tmp_path)
+    write(log, table, event(1))
     log.append([b"garbage\n", b"[]\n", b'{"type":"event"}\n', b'{"type":"news"}\n', b"[" * 5000 + b"\n"])
-    write(log, board, event(2, "Stop"))
+    write(log, table, event(2, "Stop"))
     log.close()
     log, again = reopened(tmp_path)
-    assert again.snapshot() == board.snapshot() and log.skipped == 5
+    assert again.snapshot() == table.snapshot() and log.skipped == 5
     assert [each.seq for each in hooks_log.logged(tmp_path)] == [1, 2]
 
 
 def test_a_batch_that_cannot_be_written_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, event(1))
+    log, table = reopened(tmp_path)
+    write(log, table, event(1))
     before, room, real = log.path.read_bytes(), [60], os.write
 
     def nearly_full(fd: int, data: memoryview) -> int:
@@ -268,23 +268,23 @@ def test_a_batch_that_cannot_be_written_leaves_nothing(
         with pytest.raises(OSError, match="No space"):
             log.append([of_event(event(2))])
     assert log.path.read_bytes() == before and log._size == len(before)
-    write(log, board, event(2))
+    write(log, table, event(2))
     assert [each.seq for each in hooks_log.logged(tmp_path)] == [1, 2]
 
 
 def test_events_since_a_time_and_behind_a_number(tmp_path: Path) -> None:
-    log, board = reopened(tmp_path)
-    write(log, board, *(event(seq) for seq in range(1, 10)))
+    log, table = reopened(tmp_path)
+    write(log, table, *(event(seq) for seq in range(1, 10)))
     assert [each.seq for each in hooks_log.logged(tmp_path, since_ns=7)] == [7, 8, 9]
     assert [each.seq for each in hooks_log.logged(tmp_path, after=8)] == [9]
     assert list(hooks_log.logged(tmp_path / "nothing")) == []
 
 
 def test_the_board_is_bounded(tmp_path: Path) -> None:
-    board = Board()
+    table = SessionTable()
     for seq in range(1, 300):
-        board.take(event(seq, session=f"live{seq}", spool=f"{seq:08x}"))
-        board.take(event(seq, "SessionEnd", session=f"over{seq}", spool=f"{seq:08x}"))
-    states = [s.state for s in board.ordered()]
+        table.take(event(seq, session=f"live{seq}", spool=f"{seq:08x}"))
+        table.take(event(seq, "SessionEnd", session=f"over{seq}", spool=f"{seq:08x}"))
+    states = [s.state for s in table.ordered()]
     assert states.count("ended") <= ENDED_KEPT and len(states) - states.count("ended") <= SESSIONS
-    assert len(board.spools["box"]) == SPOOLS and board.last("box", f"{299:08x}") == 299
+    assert len(table.spools["box"]) == SPOOLS and table.last("box", f"{299:08x}") == 299

@@ -45,18 +45,20 @@ def test_of_one_sandbox_the_oldest_give_way() -> None:
 
 
 def test_a_flood_delays_no_other_sandbox_s_notification(home: Path) -> None:
-    way, log, asked = Memory(), list[str](), list[str]()
+    channel, log, asked = Memory(), list[str](), list[str]()
 
     def looked_at(session: Session) -> bool:
         asked.append(session.sandbox)
         return False
 
     async def run() -> None:
-        notifier = notify_notifier.Notifier(log=log.append, ways=[way], also=[], looked_at=looked_at)
+        notifier = notify_notifier.Notifier(
+            log=log.append, channels=[channel], secondary=[], looked_at=looked_at
+        )
         flood = [event("Stop" if n % 2 else "UserPromptSubmit", n, "flood") for n in range(1, 3000)]
         for each in transitions(*flood, event("Stop", 5000, "quiet", last_assistant_message="done")):
-            notifier.consider(each)
-        while not any("quiet" in line for line in way.log):
+            notifier.enqueue(each)
+        while not any("quiet" in line for line in channel.log):
             await asyncio.sleep(0.001)
         await notifier.close()
 

@@ -263,7 +263,9 @@ def looked(
     for name in (*doctor._CA_VARIABLES, *doctor._PROXIES, *map(str.upper, doctor._PROXIES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(doctor, "LITTLE_DISK", 0)
-    monkeypatch.setattr(voice_recorder, "plan", lambda _command: voice_recorder.Plan(("arecord",)))
+    monkeypatch.setattr(
+        voice_recorder, "find_command", lambda _command: voice_recorder.CaptureCommand(("arecord",))
+    )
     return lambda: {check.name: check for check in doctor.checks(recorder)}
 
 

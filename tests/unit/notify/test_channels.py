@@ -1,4 +1,4 @@
-"""The ways of a notification, and the notifier that uses them: argv, escapes, terminals, commands."""
+"""The channels of a notification, and the notifier that uses them: argv, escapes, terminals, commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from _claude_sandbox.notify import notifier as notify_notifier
 from _claude_sandbox.notify import policy as notify_policy
 from _claude_sandbox.notify.channel_macos import Mac
 from _claude_sandbox.notify.channels import Actions, Failed, Terminal, UserCommand
-from _claude_sandbox.notify.policy import Key, Notice
+from _claude_sandbox.notify.policy import Alert, Key
 from _claude_sandbox.system import paths, processes
 from _claude_sandbox.system.run import CommandNotFound, LocalRunner, Result
 from _claude_sandbox.terminals import records as terminals_records
@@ -33,22 +33,22 @@ NASTY = 'x" & (do shell script "touch /tmp/pwned") & "\n<b>&amp;</b>\x1b]0;t\x07
 
 def a_notice(
     body: str = "Bash: ls", *, key: Key = ("vm", "s"), uuid: str = "", state: str = "needs_input"
-) -> Notice:
+) -> Alert:
     session = Session("s", "vm", "/work/app", uuid, state, time.time_ns(), body, seq=3, choices=("Yes", "No"))
-    return Notice(key, "Claude [app]", body, notify_policy.CRITICAL, (session,))
+    return Alert(key, "Claude [app]", body, notify_policy.CRITICAL, (session,))
 
 
 class Doing:
     def __init__(self) -> None:
-        self.opened: list[Notice] = []
+        self.opened: list[Alert] = []
         self.replied: list[str] = []
         self.actions = Actions(self.opened.append, lambda _notice, text: self.replied.append(text))
 
 
-def show(way: Any, shown: Notice, *, sound: bool = False, doing: Doing | None = None) -> None:
+def show(channel: Any, shown: Alert, *, sound: bool = False, doing: Doing | None = None) -> None:
     async def run() -> None:
-        await way.show(shown, sound=sound, actions=(doing or Doing()).actions)
-        while way_tasks := [*getattr(way, "_running", ()), *getattr(way, "_waits", {}).values()]:
+        await channel.show(shown, sound=sound, actions=(doing or Doing()).actions)
+        while way_tasks := [*getattr(channel, "_running", ()), *getattr(channel, "_waits", {}).values()]:
             await asyncio.gather(*way_tasks)
 
     asyncio.run(run())
@@ -84,13 +84,13 @@ def test_osascript_that_fails_says_so(recorder: Recorder) -> None:
 
 def test_terminal_notifier_gets_the_text_on_stdin(recorder: Recorder) -> None:
     uuid = "11111111-2222-4333-8444-555555555555"
-    way = mac(recorder, "terminal-notifier")
-    show(way, a_notice("[-x", uuid=uuid), sound=True)
+    channel = mac(recorder, "terminal-notifier")
+    show(channel, a_notice("[-x", uuid=uuid), sound=True)
     [call] = recorder.calls
     assert call.input == b"[-x" and "[-x" not in call.argv
     options = dict(zip(call.argv[1::2], call.argv[2::2], strict=True))
     assert options["-title"] == "Claude [app]" and options["-execute"] == f"open {uuid}"
-    asyncio.run(way.withdraw(("vm", "s")))
+    asyncio.run(channel.withdraw(("vm", "s")))
     assert recorder.argvs()[-1] == ("terminal-notifier", "-remove", options["-group"])
 
 
@@ -143,7 +143,7 @@ def test_an_attached_terminal_gets_it_past_tmux(server: Server) -> None:
     session_notice = a_notice("hello", uuid=record.uuid)
     session = session_notice.sessions[0]
     session = Session(**{**session.__dict__, "sandbox": record.sandbox})
-    shown = Notice(session_notice.key, session_notice.title, "hello", notify_policy.NORMAL, (session,))
+    shown = Alert(session_notice.key, session_notice.title, "hello", notify_policy.NORMAL, (session,))
     show(Terminal(LocalRunner()), shown, sound=True)
     for terminal in (first, second):
         assert b"\x1b]9;Claude [app]: hello\x1b\\\a" in terminal.seen()
@@ -153,7 +153,7 @@ def test_with_nobody_attached_the_terminal_way_says_so(server: Server) -> None:
     record = server.record(server.pane("cat"))
     session = Session("s", record.sandbox, "/p", record.uuid, "done", 0)
     with pytest.raises(Failed, match="no terminal"):
-        show(Terminal(LocalRunner()), Notice(session.key, "t", "b", notify_policy.NORMAL, (session,)))
+        show(Terminal(LocalRunner()), Alert(session.key, "t", "b", notify_policy.NORMAL, (session,)))
 
 
 # -- the user's command ----------------------------------------------------------------------------
@@ -185,18 +185,18 @@ def test_a_command_that_hangs_or_is_missing_is_in_the_log(monkeypatch: pytest.Mo
 
 
 class Memory:
-    """A way that remembers; `broken`: why it does not work."""
+    """A channel that remembers; `broken`: why it does not work."""
 
     def __init__(self, name: str = "memory", broken: str = "") -> None:
         self.name, self.broken = name, broken
         self.log: list[str] = []
-        self.last: tuple[Notice, Actions] | None = None
+        self.last: tuple[Alert, Actions] | None = None
 
-    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
+    async def show(self, alert: Alert, *, sound: bool, actions: Actions) -> None:
         if self.broken:
             raise Failed(self.broken)
-        self.log.append(f"{notice.title}: {notice.body}")
-        self.last = (notice, actions)
+        self.log.append(f"{alert.title}: {alert.body}")
+        self.last = (alert, actions)
 
     async def withdraw(self, key: Key) -> None:
         self.log.append(f"-{'/'.join(key)}")
@@ -231,7 +231,7 @@ def play(
     async def run() -> None:
         notifier = made(log.append)
         for transition in transitions(*events):
-            notifier.consider(transition)
+            notifier.enqueue(transition)
         await notifier.settle()
         if after is not None:
             after()
@@ -245,7 +245,7 @@ def play(
 def test_the_next_way_is_tried_and_trouble_is_said_once(home: Path) -> None:
     broken, works = Memory("desktop", "there is no session bus"), Memory("terminal")
     log = play(
-        lambda log: notify_notifier.Notifier(log=log, ways=[broken, works], also=[], looked_at=lambda session: False),
+        lambda log: notify_notifier.Notifier(log=log, channels=[broken, works], secondary=[], looked_at=lambda session: False),
         event("Stop", 1, last_assistant_message="one"), event("UserPromptSubmit", 2),
         event("Stop", 3, last_assistant_message="two"),
     )  # fmt: skip
@@ -256,7 +256,7 @@ def test_the_next_way_is_tried_and_trouble_is_said_once(home: Path) -> None:
 def test_with_no_way_at_all_the_log_says_what_was_not_shown(home: Path) -> None:
     log = play(
         lambda log: notify_notifier.Notifier(
-            log=log, ways=[Memory("a", "no")], also=[], looked_at=lambda session: False
+            log=log, channels=[Memory("a", "no")], secondary=[], looked_at=lambda session: False
         ),
         event("Stop", 1, last_assistant_message="one"),
     )
@@ -264,12 +264,14 @@ def test_with_no_way_at_all_the_log_says_what_was_not_shown(home: Path) -> None:
 
 
 def test_what_is_looked_at_is_not_shown(home: Path) -> None:
-    way = Memory()
+    channel = Memory()
     play(
-        lambda log: notify_notifier.Notifier(log=log, ways=[way], also=[], looked_at=lambda session: True),
+        lambda log: notify_notifier.Notifier(
+            log=log, channels=[channel], secondary=[], looked_at=lambda session: True
+        ),
         event("Stop", 1),
     )
-    assert way.log == ["closed"]
+    assert channel.log == ["closed"]
 
 
 def test_a_way_that_breaks_in_an_unknown_manner_stops_nothing(home: Path) -> None:
@@ -277,12 +279,12 @@ def test_a_way_that_breaks_in_an_unknown_manner_stops_nothing(home: Path) -> Non
         async def withdraw(self, key: Key) -> None:
             raise OSError("gone")
 
-    bad, also = Bad(), Memory()
+    bad, secondary = Bad(), Memory()
     log = play(
-        lambda log: notify_notifier.Notifier(log=log, ways=[bad], also=[also], looked_at=lambda session: False),
+        lambda log: notify_notifier.Notifier(log=log, channels=[bad], secondary=[secondary], looked_at=lambda session: False),
         event("Stop", 1), event("UserPromptSubmit", 2), event("Stop", 3),
     )  # fmt: skip
-    assert len(also.log) == 4 and any("OSError: gone" in line for line in log)
+    assert len(secondary.log) == 4 and any("OSError: gone" in line for line in log)
 
 
 def test_the_user_s_file_is_read_again_when_it_changes(home: Path) -> None:
@@ -309,21 +311,21 @@ def test_a_click_brings_the_user_to_the_pane_and_an_answer_into_it(server: Serve
     record = server.record(pane, sandbox="vm")
     server.attach()
     answered: list[terminals_reply.Replied] = []
-    way = Memory()
+    channel = Memory()
     asks = event(
         "PermissionRequest", 1, tool_name="AskUserQuestion", detail="Which colour?", choices=["Red", "Blue"]
     )
     asks = Event(**{**asks.__dict__, "uuid": record.uuid})
 
     def use() -> None:
-        assert way.last is not None
-        notice, actions = way.last
-        actions.open(notice)
-        actions.reply(notice, "blue")
+        assert channel.last is not None
+        alert, actions = channel.last
+        actions.open(alert)
+        actions.reply(alert, "blue")
 
     play(
         lambda log: notify_notifier.Notifier(
-            log=log, ways=[way], also=[], looked_at=lambda session: False, answered=answered.append
+            log=log, channels=[channel], secondary=[], looked_at=lambda session: False, answered=answered.append
         ),
         asks, after=use,
     )  # fmt: skip
@@ -333,17 +335,17 @@ def test_a_click_brings_the_user_to_the_pane_and_an_answer_into_it(server: Serve
 
 
 def test_a_click_on_what_has_no_terminal_says_the_way(home: Path) -> None:
-    way = Memory()
+    channel = Memory()
 
     def use() -> None:
-        assert way.last is not None
-        way.last[1].open(way.last[0])
+        assert channel.last is not None
+        channel.last[1].open(channel.last[0])
 
     play(
-        lambda log: notify_notifier.Notifier(log=log, ways=[way], also=[], looked_at=lambda session: False),
+        lambda log: notify_notifier.Notifier(log=log, channels=[channel], secondary=[], looked_at=lambda session: False),
         event("Stop", 1), after=use,
     )  # fmt: skip
-    assert "Claude [vm]: Go there with: claude-sandbox -d /work/vm" in way.log
+    assert "Claude [vm]: Go there with: claude-sandbox -d /work/vm" in channel.log
 
 
 def test_the_environment_comes_from_the_newest_session_where_ours_has_no_bus(
@@ -364,7 +366,7 @@ def test_the_environment_comes_from_the_newest_session_where_ours_has_no_bus(
 
 def test_the_test_says_which_ways_work(home: Path) -> None:
     async def run() -> list[str]:
-        ways = [Memory("desktop", "no bus"), Memory("other")]
-        return await notify_notifier.Notifier(log=print, ways=ways).test()
+        channels = [Memory("desktop", "no bus"), Memory("other")]
+        return await notify_notifier.Notifier(log=print, channels=channels).test()
 
     assert asyncio.run(run()) == ["desktop: no bus", "other: shown", "command: notify.command is not set"]

@@ -26,7 +26,7 @@ from _claude_sandbox.hooks.event import Event
 from _claude_sandbox.notify import notifier as notify_notifier
 from _claude_sandbox.notify import policy as notify_policy
 from _claude_sandbox.notify.channels import Actions, Desktop, Failed
-from _claude_sandbox.notify.policy import Notice
+from _claude_sandbox.notify.policy import Alert
 
 __all__ = ["server"]
 NEEDED = ("Xvfb", "dunst", "dunstctl", "dbus-daemon", "busctl")  # dunstctl asks busctl for the history
@@ -117,9 +117,9 @@ def answers(screen: Screen) -> bool:
         return False
 
 
-def a_notice(body: str, title: str = "Claude [app]", key: str = "s") -> Notice:
+def a_notice(body: str, title: str = "Claude [app]", key: str = "s") -> Alert:
     session = Session(key, "vm", "/work/app", "", "needs_input", time.time_ns(), body)
-    return Notice(("vm", key), title, body, notify_policy.CRITICAL, (session,))
+    return Alert(("vm", key), title, body, notify_policy.CRITICAL, (session,))
 
 
 def on(screen: Screen, *steps: Callable[[Desktop], Any]) -> None:
@@ -136,7 +136,7 @@ def on(screen: Screen, *steps: Callable[[Desktop], Any]) -> None:
 
 
 def nothing() -> Actions:
-    return Actions(lambda notice: None, lambda notice, text: None)
+    return Actions(lambda alert: None, lambda alert, text: None)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,10 @@ def test_events_are_shown_once_and_a_click_goes_to_the_pane(screen: Screen, serv
 
     async def run() -> None:
         notifier = notify_notifier.Notifier(
-            log=log.append, settings=notify_notifier.Settings, ways=[Desktop(lambda: screen.env)], also=[]
+            log=log.append,
+            settings=notify_notifier.Settings,
+            channels=[Desktop(lambda: screen.env)],
+            secondary=[],
         )
         session: Session | None = None
         for each in (
@@ -236,7 +239,7 @@ def test_events_are_shown_once_and_a_click_goes_to_the_pane(screen: Screen, serv
             ),
         ):
             before, session = session, step(session, each)
-            notifier.consider(Transition(before, session, each))
+            notifier.enqueue(Transition(before, session, each))
         await notifier.settle()
         assert await asyncio.to_thread(screen.showing) == 1
         await asyncio.to_thread(screen.ctl, "action", "0")  # a click on the notification
@@ -263,12 +266,12 @@ def test_a_restarted_server_shows_again_what_still_waits(screen: Screen, home: P
 
     async def run(resume: list[Session], transition: Transition | None) -> int:
         notifier = notify_notifier.Notifier(
-            log=print, settings=notify_notifier.Settings, ways=[Desktop(lambda: screen.env)], also=[],
+            log=print, settings=notify_notifier.Settings, channels=[Desktop(lambda: screen.env)], secondary=[],
             looked_at=lambda session: False,
         )  # fmt: skip
         notifier.resume(resume)
         if transition is not None:
-            notifier.consider(transition)
+            notifier.enqueue(transition)
         await notifier.settle()
         showing = await asyncio.to_thread(screen.showing)
         await notifier.close()

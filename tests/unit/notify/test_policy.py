@@ -47,7 +47,7 @@ class World:
 
 
 def titles(actions: Sequence[Action]) -> list[str]:
-    return [a.notice.title if isinstance(a, Show) else f"-{a.key[1]}" for a in actions]
+    return [a.alert.title if isinstance(a, Show) else f"-{a.key[1]}" for a in actions]
 
 
 def test_a_question_is_told_once_and_withdrawn_when_it_is_answered() -> None:
@@ -55,8 +55,8 @@ def test_a_question_is_told_once_and_withdrawn_when_it_is_answered() -> None:
     assert world.on("UserPromptSubmit") == []
     [shown] = world.on("PermissionRequest", tool_name="Bash", detail="touch xx")
     assert isinstance(shown, Show)
-    assert (shown.notice.title, shown.notice.body) == ("Claude [vm]", "Bash: touch xx")
-    assert shown.notice.urgency == notify_policy.CRITICAL
+    assert (shown.alert.title, shown.alert.body) == ("Claude [vm]", "Bash: touch xx")
+    assert shown.alert.urgency == notify_policy.CRITICAL
     # the Notification about the same dialog, 6 s later
     assert (
         world.on(
@@ -71,7 +71,7 @@ def test_the_idle_reminder_after_stop_does_not_nag() -> None:
     world = World()
     world.on("UserPromptSubmit")
     [shown] = world.on("Stop", last_assistant_message="All tests pass now.")
-    assert isinstance(shown, Show) and shown.notice.body == "All tests pass now."
+    assert isinstance(shown, Show) and shown.alert.body == "All tests pass now."
     assert (
         world.on("Notification", notification_type="idle_prompt", message="Claude is waiting for your input")
         == []
@@ -82,10 +82,10 @@ def test_the_idle_reminder_after_stop_does_not_nag() -> None:
 def test_stop_without_a_message_and_a_failure() -> None:
     world = World()
     [shown] = world.on("Stop")
-    assert isinstance(shown, Show) and shown.notice.body == "Waiting for input"
+    assert isinstance(shown, Show) and shown.alert.body == "Waiting for input"
     world.on("UserPromptSubmit")
     [shown] = world.on("StopFailure", error="overloaded")
-    assert isinstance(shown, Show) and (shown.notice.body, shown.notice.urgency) == (
+    assert isinstance(shown, Show) and (shown.alert.body, shown.alert.urgency) == (
         "overloaded",
         notify_policy.NORMAL,
     )
@@ -101,7 +101,7 @@ def test_a_newer_state_takes_the_older_notification_s_place() -> None:
     world = World()
     world.on("PermissionRequest", tool_name="Bash")
     [shown] = world.on("Stop")
-    assert isinstance(shown, Show) and shown.notice.key == ("vm", "s")
+    assert isinstance(shown, Show) and shown.alert.key == ("vm", "s")
 
 
 def test_only_the_states_that_the_user_wants() -> None:
@@ -214,11 +214,11 @@ def test_never_two_for_one_event_and_nothing_stays_behind(
             if isinstance(action, Withdraw):
                 assert open.pop(action.key, None) is not None
                 continue
-            for session in action.notice.sessions:
+            for session in action.alert.sessions:
                 assert world.sessions[session.key].state == session.state  # nothing that is over is shown
-            if action.notice.session is not None:  # a summary may say again what came just before it
-                told.extend((s.key, s.seq) for s in action.notice.sessions)
-            open[action.notice.key] = {s.key for s in action.notice.sessions}
+            if action.alert.session is not None:  # a summary may say again what came just before it
+                told.extend((s.key, s.seq) for s in action.alert.sessions)
+            open[action.alert.key] = {s.key for s in action.alert.sessions}
 
     for name, box, wait, quiet in history:
         if name == "flush":
@@ -228,8 +228,8 @@ def test_never_two_for_one_event_and_nothing_stays_behind(
                 a
                 for a in world.policy.add(last, world.now)
                 if isinstance(a, Show)
-                and a.notice.key != notify_policy.SUMMARY
-                and a.notice.session == last.after
+                and a.alert.key != notify_policy.SUMMARY
+                and a.alert.session == last.after
             ]
         elif name != "again":
             before = world.sessions.get((box, "s"))

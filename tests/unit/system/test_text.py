@@ -84,7 +84,7 @@ WAYS: dict[str, Callable[[str, Capture], str]] = {
     ),
     "typed reply": lambda bad, c: terminals_reply.typed(bad),
     "terminal notification": lambda bad, c: sequence(
-        notify_policy.Notice(("", ""), bad, bad, notify_policy.NORMAL, ()), "xterm", bell=False
+        notify_policy.Alert(("", ""), bad, bad, notify_policy.NORMAL, ()), "xterm", bell=False
     ).decode()[len("\x1b]9;") : -len("\x1b\\")],
     "log": lambda bad, c: system_text.for_log(bad.encode("utf-8", "replace")).decode(),
     "one line": lambda bad, c: system_text.one_line(bad),

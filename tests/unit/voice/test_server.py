@@ -21,7 +21,7 @@ from tmux_server import Server as TmuxServer
 from _claude_sandbox.lima import limactl
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.notify.channels import Actions, Failed
-from _claude_sandbox.notify.policy import Notice
+from _claude_sandbox.notify.policy import Alert
 from _claude_sandbox.system import daemon, processes, program
 from _claude_sandbox.system.files import read_json, write_json
 from _claude_sandbox.system.run import LocalRunner
@@ -29,9 +29,9 @@ from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.voice import grants as voice_grants
 from _claude_sandbox.voice import indicator as voice_indicator
 from _claude_sandbox.voice.grants import Grant
-from _claude_sandbox.voice.recorder import Plan
+from _claude_sandbox.voice.recorder import CaptureCommand
 from _claude_sandbox.voice.server import Server
-from _claude_sandbox.voice.stream import Limits
+from _claude_sandbox.voice.stream import RecordingLimits
 
 APP = "claude-sandbox-app"
 SOUND = ("sh", "-c", "while :; do printf 'sound.......'; sleep 0.02; done")
@@ -40,7 +40,8 @@ SOUND = ("sh", "-c", "while :; do printf 'sound.......'; sleep 0.02; done")
 @pytest.fixture(autouse=True)
 def place(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
-        "_claude_sandbox.voice.recorder.plan", lambda command=(): Plan(tuple(command) or SOUND)
+        "_claude_sandbox.voice.recorder.find_command",
+        lambda command=(): CaptureCommand(tuple(command) or SOUND),
     )
     return home
 
@@ -97,7 +98,7 @@ class Ground:
         async def whole() -> None:
             server = Server(
                 forwards=self.make, sign=lambda name, on: self.signs.append((name, on)), log=self.log.append,
-                limits=Limits(term=0.3), idle=idle,
+                limits=RecordingLimits(term=0.3), idle=idle,
             )  # fmt: skip
             async with asyncio.timeout(40):
                 running = asyncio.create_task(server.run())
@@ -331,18 +332,18 @@ def test_a_server_that_does_not_start_is_a_warning(home: Path, monkeypatch: pyte
 
 
 class Seen:
-    """A way that notes what it is given."""
+    """A channel that notes what it is given."""
 
     name = "seen"
 
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
-        self.shown: dict[tuple[str, str], Notice] = {}
+        self.shown: dict[tuple[str, str], Alert] = {}
 
-    async def show(self, notice: Notice, *, sound: bool, actions: Actions) -> None:
+    async def show(self, alert: Alert, *, sound: bool, actions: Actions) -> None:
         if self.fails:
             raise Failed("no bus")
-        self.shown[notice.key] = notice
+        self.shown[alert.key] = alert
 
     async def withdraw(self, key: tuple[str, str]) -> None:
         self.shown.pop(key, None)
@@ -374,7 +375,7 @@ def test_the_status_line_of_our_own_tmux_sessions_says_it(home: Path) -> None:
             }
 
         async def test() -> None:
-            sign = voice_indicator.Sign(LocalRunner(), lambda text: None, (Seen(),))
+            sign = voice_indicator.RecordingIndicator(LocalRunner(), lambda text: None, (Seen(),))
             sign(APP, True)
             await until(lambda: shown() == {"claude-sandbox-app-17", "any-name"})
             await sign.close()
@@ -391,7 +392,7 @@ def test_the_notification_comes_and_goes(home: Path) -> None:
     async def test() -> None:
         log: list[str] = []
         runner, broken, good = Recorder(), Seen(fails=True), Seen()
-        sign = voice_indicator.Sign(runner, log.append, (broken, good))
+        sign = voice_indicator.RecordingIndicator(runner, log.append, (broken, good))
         sign("claude-sandbox-app", True)
         await until(lambda: bool(good.shown))
         (shown,) = good.shown.values()

@@ -20,16 +20,15 @@ import pytest
 from _claude_sandbox.system import program
 from _claude_sandbox.system.run import Command, spawn_group
 from _claude_sandbox.voice import recorder as voice_recorder
-from _claude_sandbox.voice import stream as voice_stream
-from _claude_sandbox.voice.recorder import BYTES_PER_SECOND, Plan, Silence
-from _claude_sandbox.voice.stream import Desk, Limits, Line
+from _claude_sandbox.voice.recorder import BYTES_PER_SECOND, CaptureCommand, Silence
+from _claude_sandbox.voice.stream import MicrophoneSocket, RecordingLimits, RecordingRegistry
 
 WRAPPER = program.package_file("guest", "voice.sh")
 ARECORD = ("-f", "S16_LE", "-r", "16000", "-c", "1", "-t", "raw", "-q", "-")
 PROBE = ("-f", "S16_LE", "-r", "16000", "-c", "1", "-t", "raw", "/dev/null")
 REC = ("-q", "--buffer", "1024", "-t", "raw", "-r", "16000", "-e", "signed", "-b", "16", "-c", "1", "-")
 UNTIL_SILENCE = (*REC, *["silence", "1", "0.1", "3%", "1", "2.0", "3%"])
-QUICK = Limits(recording=30, first_sound=5, next_sound=5, reader=0.5, turn=0.3, header=0.5, term=0.3)
+QUICK = RecordingLimits(recording=30, first_sound=5, next_sound=5, reader=0.5, turn=0.3, header=0.5, term=0.3)
 
 
 def tone(seconds: float, amplitude: float = 0.5) -> bytes:
@@ -50,7 +49,7 @@ FAILS = "echo no device >&2; exit 1"
 class Bench:
     """A server in this process, with what it told."""
 
-    def __init__(self, directory: Path, limits: Limits = QUICK) -> None:
+    def __init__(self, directory: Path, limits: RecordingLimits = QUICK) -> None:
         self.directory, self.limits = directory, limits
         self.sound = directory / "tone.raw"
         self.sound.write_bytes(tone(3))
@@ -58,8 +57,8 @@ class Bench:
         self.told: list[tuple[str, bool]] = []
         self.pids: list[int] = []
         self.log: list[str] = []
-        self.desk = Desk(self._spawn, self._changed, self.log.append, limits)
-        self.lines: list[Line] = []
+        self.registry = RecordingRegistry(self._spawn, self._changed, self.log.append, limits)
+        self.lines: list[MicrophoneSocket] = []
 
     async def _spawn(self, argv: Sequence[str]) -> asyncio.subprocess.Process:
         return await spawn_group(Command(tuple(argv)))
@@ -68,9 +67,9 @@ class Bench:
         self.told.append((name, pid is not None))
         self.pids += [pid] if pid is not None else []
 
-    async def open(self, script: str, name: str = "box", plan: Plan | None = None) -> Path:
+    async def open(self, script: str, name: str = "box", command: CaptureCommand | None = None) -> Path:
         argv = ("sh", "-c", script, "sh", str(self.sound))
-        line = Line(name, self.desk, lambda: plan or Plan(argv))
+        line = MicrophoneSocket(name, self.registry, lambda: command or CaptureCommand(argv))
         self.lines.append(line)
         path = self.directory / f"{name}.sock"
         await line.open(path)
@@ -81,7 +80,7 @@ class Bench:
             await line.close()
 
     def all_gone(self) -> bool:
-        return not self.desk.recording and not any(alive(pid) for pid in self.pids)
+        return not self.registry.recording and not any(alive(pid) for pid in self.pids)
 
 
 def alive(group: int) -> bool:
@@ -216,7 +215,7 @@ def test_a_client_that_stops_reading_is_dropped_and_the_microphone_closed(bench:
 
 
 def test_two_clients_of_one_sandbox_and_the_next_one_after(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, Limits(turn=2, term=0.3))
+    bench = Bench(tmp_path, RecordingLimits(turn=2, term=0.3))
 
     async def test() -> None:
         socket = await bench.open(PACED)
@@ -240,7 +239,7 @@ def test_two_clients_of_one_sandbox_and_the_next_one_after(tmp_path: Path) -> No
 
 
 def test_two_sandboxes_record_side_by_side_up_to_a_limit(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, Limits(turn=0.3, term=0.3, recordings=2))
+    bench = Bench(tmp_path, RecordingLimits(turn=0.3, term=0.3, recordings=2))
 
     async def test() -> None:
         sockets = [await bench.open(PACED, name) for name in ("one", "two", "three")]
@@ -248,7 +247,7 @@ def test_two_sandboxes_record_side_by_side_up_to_a_limit(tmp_path: Path) -> None
         for each in running:
             assert each.stdout is not None
             await each.stdout.readexactly(1000)
-        assert set(bench.desk.recording) == {"one", "two"}
+        assert set(bench.registry.recording) == {"one", "two"}
         refused = await client(tmp_path, "arecord", *ARECORD, socket=sockets[2])
         _, err = await refused.communicate()
         assert b"503" in err
@@ -260,7 +259,7 @@ def test_two_sandboxes_record_side_by_side_up_to_a_limit(tmp_path: Path) -> None
 
 
 def test_a_recording_has_a_longest_time(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, Limits(recording=0.3, term=0.3))
+    bench = Bench(tmp_path, RecordingLimits(recording=0.3, term=0.3))
 
     async def test() -> None:
         recorder = await client(tmp_path, "arecord", *ARECORD, socket=await bench.open(FOR_EVER))
@@ -300,8 +299,10 @@ def test_a_program_that_gives_no_sound_is_an_error_for_the_client(bench: Bench) 
 
 def test_no_program_that_could_record(bench: Bench) -> None:
     async def test() -> None:
-        socket = await bench.open("", plan=Plan(reason="arecord and rec are missing", remedy="…"))
-        missing = await bench.open("", "gone", plan=Plan(("/nonexistent/recorder",)))
+        socket = await bench.open(
+            "", command=CaptureCommand(reason="arecord and rec are missing", remedy="…")
+        )
+        missing = await bench.open("", "gone", command=CaptureCommand(("/nonexistent/recorder",)))
         for arguments in (PROBE, ARECORD):
             recorder = await client(bench.directory, "arecord", *arguments, socket=socket)
             _, err = await recorder.communicate()
@@ -499,21 +500,14 @@ PCM = "00-00: ALC257 Analog : ALC257 Analog : playback 1 : capture 1\n"
 def test_which_program_captures(
     tmp_path: Path, platform: str, programs: tuple[str, ...], pcm: str, pulse: bool, chosen: str | None
 ) -> None:
-    plan = voice_recorder.plan(platform=platform, **host(tmp_path, *programs, pcm=pcm, pulse=pulse))  # type: ignore[arg-type]
-    assert (plan.argv[0] if plan.ok else None) == chosen
-    assert plan.ok or (plan.reason and "voice.command" in plan.remedy)
+    here = host(tmp_path, *programs, pcm=pcm, pulse=pulse)
+    command = voice_recorder.find_command(platform=platform, **here)  # type: ignore[arg-type]
+    assert (command.argv[0] if command.ok else None) == chosen
+    assert sys.byteorder == "little"  # what Silence takes for granted
+    assert command.ok or (command.reason and "voice.command" in command.remedy)
 
 
 def test_the_user_s_own_program_comes_first(tmp_path: Path) -> None:
     here = host(tmp_path, "my-rec", "arecord", pcm=PCM)
-    assert voice_recorder.plan(("my-rec", "-x"), platform="linux", **here).argv == ("my-rec", "-x")  # type: ignore[arg-type]
-    assert not voice_recorder.plan(("other",), platform="linux", **here).ok  # type: ignore[arg-type]
-
-
-def test_the_planner_looks_again_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    look = voice_stream.planner(("my-rec",))
-    assert not look().ok
-    (tmp_path / "my-rec").touch(mode=0o755)
-    assert look().ok
-    assert sys.byteorder == "little"  # what Silence takes for granted
+    assert voice_recorder.find_command(("my-rec", "-x"), platform="linux", **here).argv == ("my-rec", "-x")  # type: ignore[arg-type]
+    assert not voice_recorder.find_command(("other",), platform="linux", **here).ok  # type: ignore[arg-type]
