@@ -1,16 +1,20 @@
-"""The command line's main: catches errors once, makes the context, and hands each verb its handler."""
+"""The command line's main: finds the verb's function in the table, calls it, and catches errors once."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from _claude_sandbox import __version__
 from _claude_sandbox.cli import parser, render
+from _claude_sandbox.cli.invocation import Invocation
+from _claude_sandbox.config import table as config_table
 from _claude_sandbox.errors import EXIT_INTERRUPTED, ClaudeSandboxError
 from _claude_sandbox.system.files import LogFile
 
@@ -21,25 +25,17 @@ def main(argv: Sequence[str]) -> int:
     as_json = "--json" in own
     previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        verb, chosen, rest = parser.parse(argv)
-        if chosen.help:
+        verb, options, rest = parser.parse(argv)
+        if options.help:
             print(parser.help_text(verb), end="")
             return 0
-        if chosen.version or verb.name == "version":
-            if as_json:
-                render.print_json(parser.version())
-            else:
-                print(parser.version_text())
-            return 0
-        _log_to_stderr(chosen.verbose)
-        from _claude_sandbox.cli import commands
-
-        return commands.run(verb, chosen, rest)
+        _log_to_stderr(options.verbose)
+        return run(Invocation(verb, options, rest))
     except ClaudeSandboxError as error:
         render.error(error, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)  # no error: with --json, stdout ends where it was
+        print("\nInterrupted.", file=sys.stderr)  # not an error: with --json, stdout ends where it was
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not try to flush it at exit.
@@ -56,8 +52,37 @@ def main(argv: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
+def run(call: Invocation) -> int:
+    """Carry a verb out; returns the exit code.
+
+    What is typed wrongly is reported before anything of the host is looked at, or installed (spec 1.12).
+    """
+    root = os.geteuid() == 0
+    if root:
+        from _claude_sandbox.host import run_as
+
+        run_as.leave_other_homes()
+    config_table.check_flags(call.typed_settings)
+    if call.verb.check:
+        _function(call.verb.check)(call)
+    if call.options.dir is not None:
+        config_table.project_directory(call.options.dir)
+    if root and call.verb.as_user and sys.platform == "linux":
+        from _claude_sandbox.cli.verbs import host as verbs_host
+
+        verbs_host.become_user(call)
+    code: int = _function(call.verb.run)(call)
+    return code
+
+
+def _function(reference: str) -> Any:
+    """The function `MODULE:NAME` below our package."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(f"_claude_sandbox.{module}"), name)
+
+
 def _terminate(number: int, _frame: object) -> None:
-    """SIGTERM and SIGHUP end us as Ctrl-C does: what was begun is removed on the way out."""
+    """SIGTERM and SIGHUP end this process as Ctrl-C does: what was begun is removed on the way out."""
     raise SystemExit(128 + number)
 
 
@@ -73,12 +98,12 @@ def _os_error(error: OSError) -> ClaudeSandboxError:
     where = f": {render.printable(error.filename)}" if error.filename else ""
     return ClaudeSandboxError(
         f"{error.strerror or error}{where}",
-        resolution="Free some space or mend the permissions there, then run the same command again.",
+        resolution="Free some space or fix the permissions there, then run the same command again.",
     )
 
 
 def _internal_error(argv: Sequence[str]) -> ClaudeSandboxError:
-    """A bug of ours: the traceback goes to a file, the user gets a sentence."""
+    """A bug in this program: the traceback goes to a file, the user gets a sentence."""
     import time
     import traceback
 

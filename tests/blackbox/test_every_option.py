@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from box import Box
 
-from _claude_sandbox.cli import parser
+from _claude_sandbox.cli import verb_table
 
 APP = "claude-sandbox-app"
 LATER = "`claude-sandbox restart` applies: "
@@ -46,7 +46,7 @@ def filled(box: Box, words: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.mark.spec("2.1", "4.6")
 @pytest.mark.parametrize("verb", VERBS)
 def test_on_a_running_sandbox(made: Box, verb: str) -> None:
-    taken = set(parser.VERBS[verb].settings) - {"voice"}
+    taken = set(verb_table.VERBS[verb].settings) - {"voice"}
     assert taken == set(OPTIONS)
     before = made.config(APP)
     for key in sorted(taken):
@@ -59,7 +59,7 @@ def test_on_a_running_sandbox(made: Box, verb: str) -> None:
 @pytest.mark.spec("4.6")
 @pytest.mark.parametrize("verb", ["start", "restart"])
 def test_on_a_stopped_one_and_with_restart(made: Box, verb: str) -> None:
-    for key in sorted(parser.VERBS[verb].settings):
+    for key in sorted(verb_table.VERBS[verb].settings):
         words, said, _, seen = OPTIONS[key]
         if verb == "start":
             assert made.run("stop").code == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from box import Box, Ended
 
-from _claude_sandbox.cli import parser
+from _claude_sandbox.cli import parser, verb_table
 
 APP = "claude-sandbox-app"
 TOKEN = "sk-ant-oat01-" + "a" * 80
@@ -88,7 +88,7 @@ def test_every_verb(played: Box) -> None:
 
 def test_no_verb_is_left_out() -> None:
     tried = {parser.parse(words)[0].name for words, code, _ in CALLS if code != 2}
-    takes = {name for name, verb in parser.VERBS.items() if verb.json}
+    takes = {name for name, verb in verb_table.VERBS.items() if verb.json}
     assert takes == tried | {"reply"} and not takes & set(REFUSE)
 
 

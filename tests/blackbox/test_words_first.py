@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from box import Box
 
-from _claude_sandbox.cli import parser
+from _claude_sandbox.cli import verb_table
 
 WRONG: dict[str, tuple[str, ...]] = {
     "settings": ("-s", ""),
@@ -24,7 +24,7 @@ NEEDED = {"settings": ("diff",), "reply": ("app",), "notify": ("test",), "comple
 WITHOUT_HOST = ("version", "help", "completion", "_session", "_open")
 BAD = [
     (*((name,) if name else ()), *NEEDED.get(name, ()), *words)
-    for name, verb in parser.VERBS.items()
+    for name, verb in verb_table.VERBS.items()
     for key, words in WRONG.items()
     if key in verb.settings
 ] + [
@@ -93,7 +93,7 @@ def test_a_wrong_value_in_a_file_too(bare: Box) -> None:
 
 
 def test_a_directory_that_is_not_there(bare: Box) -> None:
-    for name, verb in parser.VERBS.items():
+    for name, verb in verb_table.VERBS.items():
         if verb.project and name not in WITHOUT_HOST:
             ended = bare.run(*((name,) if name else ()), *NEEDED.get(name, ()), "-d", "/nonexistent")
             assert ended.code == 1 and "Directory not found: /nonexistent" in ended.err, name

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from _claude_sandbox.cli import render, watch
+from _claude_sandbox.cli import render
+from _claude_sandbox.cli import watch as cli_watch
+from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotFoundError, UsageError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import NEEDS_INPUT, Session
@@ -26,40 +27,37 @@ from _claude_sandbox.terminals import reply as terminals_reply
 from _claude_sandbox.terminals import screen as terminals_screen
 from _claude_sandbox.terminals.tmux import Tmux
 
-if TYPE_CHECKING:
-    from _claude_sandbox.cli.commands import Call
-
 _LOOK = 3.0  # seconds between two looks at the VMs themselves; their sessions are looked at at every tick
 
 
 # -- watch ---------------------------------------------------------------------------------------
 
 
-def watch_verb(call: Call) -> int:
+def watch(call: Invocation) -> int:
     """The live view; without a terminal, or with --json, the same once."""
-    usage = watch.Usage(paths.lima_home())
-    if call.chosen.json:
+    usage = cli_watch.Usage(paths.lima_home())
+    if call.options.json:
         render.print_json([_data(row) for row in sandbox_overview.rows(call.ctx)])
         return 0
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         found = sandbox_overview.rows(call.ctx)
-        watch.lines(found, usage, time.time_ns())  # sets the mark for the CPU's use
+        cli_watch.lines(found, usage, time.time_ns())  # sets the mark for the CPU's use
         time.sleep(0.1)
-        print(watch.once(found, usage))
+        print(cli_watch.once(found, usage))
         call.progress.note("There is no terminal to draw on: this is how it is now.")
         return 0
-    doings = watch.Doings(
+    doings = cli_watch.Doings(
         attach=lambda row: _said(lambda: attach(call, row)),
         stop=lambda row: _said(lambda: _stop(call, row)),
         answer=lambda row: _said(lambda: _answer(call, row)),
     )
-    return watch.Watch(_Look(call), usage, doings).run()
+    return cli_watch.Watch(_Look(call), usage, doings).run()
 
 
 class _Look:
     """Rows for a view that asks several times a second."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Invocation) -> None:
         self._call = call
         self._boxes: list[Row] = []
         self._looked, self._stamp = 0.0, 0
@@ -87,16 +85,16 @@ def _said(do: Callable[[], str]) -> str:
         return " ".join(part for part in (error.brief, error.resolution) if part)
 
 
-def _stop(call: Call, row: Row) -> str:
+def _stop(call: Invocation, row: Row) -> str:
     if row.status != sandbox_overview.RUNNING:
         return f"{row.sandbox} does not run."
     if not terminal.ask(f"Stop {row.sandbox}?"):
         return "Nothing was stopped."
-    done = sandbox_lifecycle.stop(call.ctx, row.project, force=call.chosen.force)
+    done = sandbox_lifecycle.stop(call.ctx, row.project, force=call.options.force)
     return f"{done.name} is stopped."
 
 
-def _answer(call: Call, row: Row) -> str:
+def _answer(call: Invocation, row: Row) -> str:
     session = _session_of(row)
     print(shown(call.runner, session))
     sys.stdout.write("Answer (empty: none): ")
@@ -108,10 +106,10 @@ def _answer(call: Call, row: Row) -> str:
 # -- next ----------------------------------------------------------------------------------------
 
 
-def next_verb(call: Call) -> int:
+def next_waiting(call: Invocation) -> int:
     """Attach to the session that has waited longest; those that `next` has shown already come last."""
     found = sorted(sandbox_overview.waiting(call.ctx), key=_was_shown)
-    if call.chosen.json:
+    if call.options.json:
         render.print_json(_data(found[0]) if found else None)
         return 0 if found else 1
     if not found:
@@ -119,8 +117,8 @@ def next_verb(call: Call) -> int:
         return 1
     row = found[0]
     session = _session_of(row)
-    call.progress.note(f"{row.project}: {watch.WORDS[row.state]}: {render.printable(session.message)}")
-    if call.chosen.dry_run:
+    call.progress.note(f"{row.project}: {cli_watch.WORDS[row.state]}: {render.printable(session.message)}")
+    if call.options.dry_run:
         return 0
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise RefusedError("There is no terminal to attach.", resolution=f"claude-sandbox -d {row.project}")
@@ -145,7 +143,7 @@ def _shown_file() -> Path:
     return terminals_records.directory().parent / "shown.json"
 
 
-def attach(call: Call, row: Row) -> str:
+def attach(call: Invocation, row: Row) -> str:
     """This terminal onto the row's Claude; returns what is to be said afterwards.
 
     Raises SandboxNotFoundError when no terminal of ours runs it, and RefusedError when it runs in one without tmux.
@@ -171,33 +169,33 @@ def attach(call: Call, row: Row) -> str:
 # -- reply ---------------------------------------------------------------------------------------
 
 
-def reply_verb(call: Call) -> int:
+def reply(call: Invocation) -> int:
     """Type an answer into Claude's pane; without TEXT show what it waits for."""
-    if call.chosen.text is not None and call.rest:
+    if call.options.text is not None and call.rest:
         raise UsageError(
             "TEXT is given before `--` and behind it.", resolution="Give it once, best behind `--`."
         )
-    words = [call.chosen.text] if call.chosen.text is not None else list(call.rest)
+    words = [call.options.text] if call.options.text is not None else list(call.rest)
     text = " ".join(words)
-    if not words and call.chosen.seq is not None:
+    if not words and call.options.seq is not None:
         raise UsageError("--seq goes with an answer.", resolution="claude-sandbox reply NAME TEXT --seq N")
-    session = _chosen(sandbox_overview.named(call.ctx, call.chosen.name), call.chosen.session)
+    session = _chosen(sandbox_overview.named(call.ctx, call.options.name), call.options.session)
     if not words:
-        if call.chosen.json:
+        if call.options.json:
             render.print_json({**session.to_json(), "dialog": _open_dialog(call.runner, session)})
         else:
             print(shown(call.runner, session))
         return 0
     if text == "-":
         text = sys.stdin.read(terminals_reply.LONGEST)
-    wanted = call.chosen.seq
+    wanted = call.options.seq
     if wanted is not None and wanted != str(session.seq):
         raise RefusedError(
             f"This answers what Claude in {session.sandbox} no longer asks.",
             details=f"It is {session.state} now: {session.message}",
         )
-    if call.chosen.dry_run:
-        call.tell(f"(type into {session.sandbox}: {render.printable(text)})")
+    if call.options.dry_run:
+        call.report(f"(type into {session.sandbox}: {render.printable(text)})")
         return call.show(None, "")
     sent = send(call.runner, session, text)
     return call.show(sent, _sent(sent))
@@ -241,7 +239,7 @@ def _chosen(rows: Sequence[Row], wanted: str | None) -> Session:
 def shown(runner: Runner, session: Session) -> str:
     """What a session waits for, and what may be answered."""
     lines = [
-        f"{session.sandbox}: {watch.WORDS.get(session.state, session.state)}",
+        f"{session.sandbox}: {cli_watch.WORDS.get(session.state, session.state)}",
         render.printable(session.message),
     ]
     open = _open_dialog(runner, session)
@@ -276,13 +274,13 @@ def _data(row: Row) -> dict[str, object]:
 # -- notify --------------------------------------------------------------------------------------
 
 
-def notify_verb(call: Call) -> int:
+def notify(call: Invocation) -> int:
     """`notify test`: a notification by every way, and which of them worked (0: at least one).
 
     The hooks server's own ways, where one runs: it may lack what this terminal knows of the desktop.
     """
-    if call.chosen.dry_run:
-        call.tell("(show a test notification by every way)")
+    if call.options.dry_run:
+        call.report("(show a test notification by every way)")
         return call.show({"ways": [], "log": []}, "")
     log: list[str] = []
     if hooks_client.running():
@@ -296,16 +294,16 @@ def notify_verb(call: Call) -> int:
             return await Notifier(log=log.append).test()
 
         told = asyncio.run(test())
-    if call.chosen.json:
+    if call.options.json:
         render.print_json({"ways": told, "log": log})
     else:
         print("\n".join([*map(render.printable, told), *map(render.printable, log)]))
     return 0 if any(line.endswith(("shown", "it ran")) for line in told) else 1
 
 
-def open_verb(call: Call) -> int:
+def open_terminal(call: Invocation) -> int:
     """What a click on macOS runs: bring the user to a session."""
-    record = terminals_records.read(call.chosen.uuid)
+    record = terminals_records.read(call.options.uuid)
     if record is None or not terminals_records.alive(record):
         raise SandboxNotFoundError("That Claude session has ended.")
     brought = terminals_focus.bring(record, call.runner)

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from _claude_sandbox.cli import render
+from _claude_sandbox.cli.invocation import Invocation
+from _claude_sandbox.cli.verbs.host import context_after_setup
 from _claude_sandbox.errors import ClaudeSandboxError, UsageError
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.system import paths, terminal
 
 if TYPE_CHECKING:
     from _claude_sandbox.base_vm.rebuild import BuildReport
-    from _claude_sandbox.cli.commands import Call
 
 
-def builder(call: Call) -> sandbox_lifecycle.BuildTools | None:
-    """Builds the tools VM when there is none yet; only where somebody watches (spec 4.4)."""
-    if not (terminal.interactive() or call.chosen.yes) or call.chosen.dry_run:
+def builder(call: Invocation) -> sandbox_lifecycle.BuildTools | None:
+    """Builds the tools VM when there is none yet; only when somebody watches (spec 4.4)."""
+    if not (terminal.interactive() or call.options.yes) or call.options.dry_run:
         return None
 
     def build() -> None:
@@ -28,7 +29,7 @@ def builder(call: Call) -> sandbox_lifecycle.BuildTools | None:
     return build
 
 
-def _build(call: Call, name: str, only: Sequence[str], from_packages: bool | None) -> BuildReport:
+def _build(call: Invocation, name: str, only: Sequence[str], from_packages: bool | None) -> BuildReport:
     from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
     from _claude_sandbox.config.parsers import GIB, MIB
     from _claude_sandbox.vm import create as vm_create
@@ -55,42 +56,42 @@ def _build(call: Call, name: str, only: Sequence[str], from_packages: bool | Non
             f"The tools VM {name} was not built: a promised tool is missing.",
             details=f"The log is {report.logfile}",
             resolution="An older tools VM, if there was one, is untouched. "
-            "Mend the cause and run `claude-sandbox rebuild-tools-vm` again.",
+            "Fix the cause and run `claude-sandbox rebuild-tools-vm` again.",
         )
     return report
 
 
-def check(call: Call) -> tuple[str, tuple[str, ...]]:
+def check_arguments(call: Invocation) -> tuple[str, tuple[str, ...]]:
     """The name and the tools that were typed. Raises UsageError."""
     from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
     from _claude_sandbox.config import parsers as config_parsers
 
     try:
-        name = config_parsers.parse_vm_name(call.chosen.name)
+        name = config_parsers.parse_vm_name(call.options.name)
     except ValueError as error:
         raise UsageError(f"{error}.") from error
-    only = tuple(part.strip() for part in (call.chosen.only or "").split(",") if part.strip())
-    if call.chosen.only is not None and not only:
+    only = tuple(part.strip() for part in (call.options.only or "").split(",") if part.strip())
+    if call.options.only is not None and not only:
         raise UsageError("--only: no tool in it; write TOOL,TOOL, like --only claude,node,git.")
     base_vm_catalogue.choose(only)
     return name, only
 
 
-def rebuild(call: Call) -> int:
+def rebuild(call: Invocation) -> int:
     """Build the tools VM, or one of another name, beside the old one, which it replaces."""
-    name, only = check(call)
+    name, only = check_arguments(call)
     _ = call.config  # before the host's setup: a wrong value installs nothing
-    if call.chosen.dry_run:
+    if call.options.dry_run:
         plan = _plan(call, name)
-        if not call.chosen.json:
-            call.tell("\n".join(plan))
+        if not call.options.json:
+            call.report("\n".join(plan))
         return call.show({"name": name, "plan": plan}, "")
     from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
 
-    base = base_vm_rebuild.check_ours(call.ready.lima, name)
+    base = base_vm_rebuild.check_ours(context_after_setup(call).lima, name)
     if base is not None and base.status == "Running":
         sandbox_lifecycle.stop_base(call.ctx, base)
-    report = _build(call, name, only, True if call.chosen.from_packages else None)
+    report = _build(call, name, only, True if call.options.from_packages else None)
     hint = "" if name == "tools-vm" else f" -c {name}"
     return call.show(
         report,
@@ -99,13 +100,13 @@ def rebuild(call: Call) -> int:
     )
 
 
-def _plan(call: Call, name: str) -> list[str]:
+def _plan(call: Invocation, name: str) -> list[str]:
     """What a rebuild would do, for --dry-run."""
     lima, new = call.ctx.lima, f"{name}-new"
     verbs = (("create", "--tty=false", f"--name={new}", "FILE"), ("start", "--tty=false", new), ("stop", new))
     return [
         f"(build or reuse the guest image in {paths.cache_dir() / 'images'}, or name Ubuntu's)",
         *(str(lima.command(*verb)) for verb in verbs),
-        f"(try every tool before the stop, then swap {lima.home / new} with {lima.home / name})",
+        f"(try every tool before the stop, then exchange {lima.home / new} with {lima.home / name})",
         str(lima.command("protect", "--tty=false", name)),
     ]

@@ -9,11 +9,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox.cli import render
+from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.errors import UsageError
 from _claude_sandbox.hooks import client as hooks_client
 
 if TYPE_CHECKING:
-    from _claude_sandbox.cli.commands import Call
     from _claude_sandbox.hooks.attention import Session
     from _claude_sandbox.hooks.event import Event
 
@@ -21,30 +21,30 @@ SHOWN = 20  # events, when nothing else is said
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def restart_hooks(call: Call) -> int:
-    """Stop and start the hooks server. Running sandboxes keep what they have to say until it is back."""
-    if call.chosen.dry_run:
-        call.tell("(stop the hooks server and start it again)")
+def restart_server(call: Invocation) -> int:
+    """Stop and start the hooks server. Running sandboxes queue their events until it is back."""
+    if call.options.dry_run:
+        call.report("(stop the hooks server and start it again)")
         return call.show({"hooks_server": "Running" if hooks_client.running() else "Not running"}, "")
     hooks_client.restart()
     return call.show({"hooks_server": "Running"}, "The hooks server runs.")
 
 
-def events(call: Call) -> int:
+def show(call: Invocation) -> int:
     """Hook events, from the log and, with -f, as they come."""
     from _claude_sandbox.hooks import feed_client
 
-    since = parse_since(call.chosen.since, time.time_ns()) if call.chosen.since else None
+    since = parse_since(call.options.since, time.time_ns()) if call.options.since else None
     found = feed_client.logged(since_ns=since or 0, last=None if since is not None else SHOWN)
-    show = _print_json if call.chosen.json else _print_line
+    show_item = _print_json if call.options.json else _print_line
     for event in found:
-        show(event)
-    if call.chosen.follow:
-        if not hooks_client.running() and not call.chosen.quiet:
+        show_item(event)
+    if call.options.follow:
+        if not hooks_client.running() and not call.options.quiet:
             print("The hooks server does not run; waiting for it.", file=sys.stderr)
         for item in feed_client.follow(after=found[-1].seq if found else None):
-            show(item)
-    elif not found and not call.chosen.json and not call.chosen.quiet:
+            show_item(item)
+    elif not found and not call.options.json and not call.options.quiet:
         print("No events." if since is not None else "No events yet.")
     return 0
 
@@ -68,8 +68,8 @@ def parse_since(text: str, now_ns: int) -> int:
             when = datetime.datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError):
         raise UsageError(
-            f"No time: {text}",
-            resolution="Say how long ago (90s, 10m, 2h, 1d) or when (20:15, 2026-11-21T20:15).",
+            f"Invalid time '{text}'",
+            resolution="Give how long ago (90s, 10m, 2h, 1d) or when (20:15, 2026-11-21T20:15).",
         ) from None
     return int(when.timestamp() * 10**9)
 

@@ -1,4 +1,4 @@
-"""The verbs `setup` and `doctor`, and what runs `setup` by itself when something is missing."""
+"""The verbs `setup` and `doctor`, and the setup that runs by itself before a VM is started."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _claude_sandbox.cli import render
-from _claude_sandbox.errors import Cancelled, HostSetupError
-from _claude_sandbox.system import terminal
+from _claude_sandbox.cli.invocation import Invocation
+from _claude_sandbox.errors import Cancelled, HostSetupError, UsageError
 from _claude_sandbox.system.run import LocalRunner
 
 if TYPE_CHECKING:
-    from _claude_sandbox.cli.commands import Call
     from _claude_sandbox.host.install import SetupPlan
+    from _claude_sandbox.lima.context import Context
 
 
-def setup(call: Call) -> int:
+def setup(call: Invocation) -> int:
     """Install what is missing after one question; says so when nothing is."""
     from _claude_sandbox.host import install as host_install
 
@@ -26,14 +26,61 @@ def setup(call: Call) -> int:
     nothing = "This host has everything that claude-sandbox needs."
     if plan.steps:
         _apply(call, plan)
-    elif call.chosen.dry_run:
-        call.tell(nothing)
-    installed = bool(plan.steps) and not call.chosen.dry_run
+    elif call.options.dry_run:
+        call.report(nothing)
+    installed = bool(plan.steps) and not call.options.dry_run
     return call.show({**value, "installed": installed}, "Installed." if plan.steps else nothing)
 
 
-def ensure(call: Call, check: Callable[[], None]) -> None:
-    """Before a verb that starts VMs. Raises HostSetupError, Cancelled.
+def doctor(call: Invocation) -> int:
+    """Each check with ✓ or ✗ and a remedy; 0 when this host is ready, else 1."""
+    from _claude_sandbox.cli import doctor as cli_doctor
+
+    found = cli_doctor.checks(LocalRunner())
+    bad = [check for check in found if check.ok is False]
+    end = "This host is ready." if not bad else "This host is not ready: see the remedies above."
+    call.answer({"ready": not bad, "checks": found}, f"{render.marks(found)}\n{end}")
+    return 1 if bad else 0
+
+
+def context_after_setup(call: Invocation) -> Context:
+    """The context for verbs that start VMs: what the host lacks is installed first, unless the sandbox runs.
+
+    Raises HostSetupError, UsageError, Cancelled.
+    """
+    if not _sandbox_runs(call):
+        from _claude_sandbox.config import parsers as config_parsers
+        from _claude_sandbox.vm import start as vm_start
+
+        _check_places(call)
+        typed = call.typed_settings["ports"]
+        ports = config_parsers.parse_ports(typed) if typed else ()
+        _install_missing(call, lambda: vm_start.check_ports(ports))
+    return call.ctx
+
+
+def _sandbox_runs(call: Invocation) -> bool:
+    """Whether this project's sandbox runs: then the host lacks nothing."""
+    from _claude_sandbox.vm import lookup as vm_lookup
+
+    try:
+        instance = vm_lookup.by_name(call.ctx, call.project)
+    except HostSetupError:
+        return False
+    return instance is not None and instance.status == "Running"
+
+
+def _check_places(call: Invocation) -> None:
+    """The directory and the file that were typed exist. Raises UsageError."""
+    settings, template = call.typed_settings["settings"], call.typed_settings["template"]
+    if settings and not Path(settings).expanduser().is_dir():
+        raise UsageError(f"Settings directory not found: {settings}")
+    if template and ":" not in template and not Path(template).expanduser().is_file():
+        raise UsageError(f"Template not found: {template}")
+
+
+def _install_missing(call: Invocation, check: Callable[[], None]) -> None:
+    """Raises HostSetupError, Cancelled.
 
     `check` raises what the command cannot do anyway: it is called when something is missing, before that is
     reported or installed.
@@ -49,34 +96,39 @@ def ensure(call: Call, check: Callable[[], None]) -> None:
     if plan.steps:
         check()
         _apply(call, plan)
-    if not call.chosen.dry_run:
+    if not call.options.dry_run:
         run_as.limactl_prefix(LocalRunner())  # as root: really try the user namespace
 
 
-def packages_as_root(call: Call, project: Path) -> None:
-    """As root, before another user is taken: the system's packages, for which that user may lack rights."""
-    if call.verb.name not in ("setup", "", "shell", "create", "start", "rebuild-tools-vm"):
-        return
-    from _claude_sandbox.host import install as host_install
+def become_user(call: Invocation) -> None:
+    """As root on Linux: become the user behind sudo, or the project's owner, if there is one (facts/checked.md).
+
+    Before that the system's packages are installed, for which that user may lack rights.
+    """
     from _claude_sandbox.host import run_as
 
-    if run_as.user_to_become(project) is None:
-        return
-    everything = call.verb.name == "setup"  # its user would ask for the optional ones, too
-    plan = host_install.plan(LocalRunner(), everything=everything, project=project).packages_only()
-    if plan.steps:
-        _apply(call, plan)
+    project = call.project
+    if call.verb.installs and run_as.user_to_become(project) is not None:
+        from _claude_sandbox.host import install as host_install
+
+        everything = call.verb.name == "setup"  # its user would ask for the optional ones, too
+        plan = host_install.plan(LocalRunner(), everything=everything, project=project).packages_only()
+        if plan.steps:
+            _apply(call, plan)
+    if note := run_as.become_user(project):
+        call.progress.note(note)
 
 
-def _apply(call: Call, plan: SetupPlan) -> None:
+def _apply(call: Invocation, plan: SetupPlan) -> None:
     from _claude_sandbox.host import install as host_install
+    from _claude_sandbox.system import terminal
 
     lines = plan.describe()
-    if call.chosen.dry_run:
-        call.tell("\n".join(lines))
+    if call.options.dry_run:
+        call.report("\n".join(lines))
         return
     shown = "\n".join(f"  {line}" for line in lines)
-    if not call.chosen.yes:
+    if not call.options.yes:
         if not terminal.interactive():
             raise HostSetupError(
                 f"This host lacks {plan.missing_text()}.",
@@ -87,17 +139,3 @@ def _apply(call: Call, plan: SetupPlan) -> None:
         if not terminal.ask("Go on?"):
             raise Cancelled("Nothing was installed.")
     host_install.apply(plan, LocalRunner(), call.progress)
-
-
-def doctor(call: Call) -> int:
-    """Each check with ✓ or ✗ and a remedy; 0 when this host is ready, else 1."""
-    from _claude_sandbox.cli import doctor as cli_doctor
-
-    found = cli_doctor.checks(LocalRunner())
-    bad = [check for check in found if check.ok is False]
-    if call.chosen.json:
-        render.print_json({"ready": not bad, "checks": found})
-    else:
-        print(render.marks(found))
-        print("This host is ready." if not bad else "This host is not ready: see the remedies above.")
-    return 1 if bad else 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from _claude_sandbox.cli import render, servers
+from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.config.parsers import format_size
 from _claude_sandbox.disks import lima_homes
 from _claude_sandbox.disks import store as disks_store
-from _claude_sandbox.errors import Cancelled, ClaudeSandboxError, HostSetupError
+from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.system import paths, runtime_dir
@@ -19,29 +19,22 @@ from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.mark import kind_of
 
-if TYPE_CHECKING:
-    from _claude_sandbox.cli.commands import Call
 
-
-def uninstall(call: Call) -> int:
+def uninstall(call: Invocation) -> int:
     """VMs with our mark, then our directories. Never the settings directory or a project's file."""
-    boxes, bases = _machines(call)
+    sandboxes, bases = _machines(call)
     directories = [d for d in _directories() if d.exists()]
     disks = _disks()
     stays = paths.home() / ".claude-sandbox"
     value = {
-        "sandboxes": boxes, "tools_vms": [base.name for base in bases], "directories": directories,
-        "golden_disks": [disk.path for disk in disks], "stays": [stays], "removed": not call.chosen.dry_run,
+        "sandboxes": sandboxes, "tools_vms": [base.name for base in bases], "directories": directories,
+        "golden_disks": [disk.path for disk in disks], "stays": [stays], "removed": not call.options.dry_run,
     }  # fmt: skip
-    call.tell(_shown(boxes, bases, directories, disks, stays))
-    if call.chosen.dry_run:
+    call.report(_shown(sandboxes, bases, directories, disks, stays))
+    if call.options.dry_run:
         return call.show(value, "")
-    answer = call.confirm("Remove all that?")
-    if answer is None:
-        raise Cancelled("Nothing was removed.", resolution="Without a terminal, say -y.")
-    if not answer:
-        raise Cancelled("Nothing was removed.")
-    _remove_machines(call, boxes, bases)
+    call.require_yes("Remove all that?", "Nothing was removed.")
+    _remove_machines(call, sandboxes, bases)
     kept = _free_disks(call)
     for directory in directories:
         _remove(directory, kept)
@@ -49,7 +42,7 @@ def uninstall(call: Call) -> int:
         lima_homes.forget(paths.lima_home())
     for each in kept:
         users = ", ".join([*each.users, *map(str, each.gone)])
-        call.tell(f"This stays, for {render.printable(users)}: {each.path}")
+        call.report(f"This stays, for {render.printable(users)}: {each.path}")
     value["stays"] = [stays, *(each.path for each in kept)]
     return call.show(
         value,
@@ -58,11 +51,11 @@ def uninstall(call: Call) -> int:
 
 
 def _shown(
-    boxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance], directories: Sequence[Path],
+    sandboxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance], directories: Sequence[Path],
     disks: Sequence[disks_store.Golden], stays: Path,
 ) -> str:  # fmt: skip
     """What would be removed, and what stays."""
-    lines = ["This would be removed:", *map(render.sandbox_line, boxes)]
+    lines = ["This would be removed:", *map(render.sandbox_line, sandboxes)]
     lines += [f"  {base.name}: the tools VM" for base in bases]
     lines += [f"  {directory}" for directory in directories]
     if disks:
@@ -73,10 +66,10 @@ def _shown(
 
 
 def _remove_machines(
-    call: Call, boxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance]
+    call: Invocation, sandboxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance]
 ) -> None:
     """VMs and servers. What fails does not keep the rest; then our directories, which it needs, stay."""
-    outcome = sandbox_lifecycle.prune(call.ctx, list(boxes)) if boxes else sandbox_lifecycle.Outcome()
+    outcome = sandbox_lifecycle.prune(call.ctx, list(sandboxes)) if sandboxes else sandbox_lifecycle.Outcome()
     with outcome.going_on():
         servers.stop_all()
     for base in bases:
@@ -98,7 +91,7 @@ def _disks() -> list[disks_store.Golden]:
         return []
 
 
-def _free_disks(call: Call) -> list[disks_store.Golden]:
+def _free_disks(call: Invocation) -> list[disks_store.Golden]:
     """Free the golden disks that nothing uses any more; returns those that a foreign VM stands on."""
     try:
         disks_store.free(paths.lima_home())
@@ -121,7 +114,7 @@ def _remove(directory: Path, kept: Sequence[disks_store.Golden]) -> None:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _machines(call: Call) -> tuple[list[sandbox_lifecycle.Sandbox], list[Instance]]:
+def _machines(call: Invocation) -> tuple[list[sandbox_lifecycle.Sandbox], list[Instance]]:
     """Our sandboxes and tools VMs; none when Lima is not there. Raises ClaudeSandboxError when it does not answer."""
     try:
         instances = call.ctx.lima.list()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from box import need
 
-from _claude_sandbox.cli import completion, parser
+from _claude_sandbox.cli import completion, verb_table
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -37,7 +37,7 @@ def test_each_shell_can_parse_its_script(shell: str) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_verb_and_flag_is_in_it_and_nothing_internal(shell: str) -> None:
     text = completion.script(shell)
-    for name in parser.VERBS:
+    for name in verb_table.VERBS:
         assert (name in text) != name.startswith("_")
     for flag in ("--dry-run", "--clone-from", "--from-packages", "--orphans", "--mount", "--json"):
         assert flag in text if shell != "fish" else f"-l {flag[2:]}" in text
@@ -56,9 +56,9 @@ def test_bash_offers_only_what_the_verb_takes() -> None:
     assert complete("claude-sandbox", "stop", "--c") == [""]
     assert complete("claude-sandbox", "start", "--c") == ["--clone-from", "--cpus"]
     assert complete("claude-sandbox", "-q", "restart", "--c") == ["--cpus"]
-    for name, verb in parser.VERBS.items():
+    for name, verb in verb_table.VERBS.items():
         if name and not verb.hidden:
-            assert complete("claude-sandbox", name, "-q", "-") == parser.flags_of(verb)
+            assert complete("claude-sandbox", name, "-q", "-") == verb.flags
 
 
 # What bash 3.2 of macOS does not have.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from _claude_sandbox.cli import parser
+from _claude_sandbox.cli import parser, verb_table
 from _claude_sandbox.config.table import SETTINGS
 from _claude_sandbox.errors import UsageError
 
@@ -119,7 +120,7 @@ def test_the_table_above_is_the_program_s() -> None:
     """Both ways: no option is taken by a verb that is not in it, and every option of the settings is in it."""
     for name in ["", *VERBS]:
         taken = {where for where, takers in TAKERS.items() if name in takers}
-        flags = set(parser.flags_of(parser.VERBS[name]))
+        flags = set(verb_table.VERBS[name].flags)
         for words, where, _ in OPTIONS:
             flag = words[0].split("=")[0]
             if flag in ("-y", "--yes", "-v", "--verbose", "-q", "--quiet") or (name, flag) == (
@@ -250,8 +251,8 @@ def test_no_option_is_abbreviated() -> None:
 
 
 def test_the_verbs_of_the_spec_are_there_and_all_are_shown() -> None:
-    assert sorted(v for v in parser.VERBS if v and not v.startswith("_")) == VERBS
-    text = parser.help_text(parser.VERBS[""])
+    assert sorted(v for v in verb_table.VERBS if v and not v.startswith("_")) == VERBS
+    text = parser.help_text(verb_table.VERBS[""])
     for name in VERBS:
         assert f"\n  {name} " in text
     assert "_session" not in text
@@ -259,7 +260,7 @@ def test_the_verbs_of_the_spec_are_there_and_all_are_shown() -> None:
 
 @pytest.mark.parametrize("name", ["", *VERBS])
 def test_help_has_examples_that_the_parser_takes(name: str) -> None:
-    verb = parser.VERBS[name]
+    verb = verb_table.VERBS[name]
     text = parser.help_text(verb)
     assert verb.examples and "examples:" in text
     for example in verb.examples:
@@ -270,7 +271,7 @@ def test_help_has_examples_that_the_parser_takes(name: str) -> None:
 
 
 def test_help_names_every_option_with_its_variable() -> None:
-    text = parser.help_text(parser.VERBS["shell"])
+    text = parser.help_text(verb_table.VERBS["shell"])
     for flag in (
         "-d DIR",
         "-s DIR",
@@ -287,7 +288,7 @@ def test_help_names_every_option_with_its_variable() -> None:
     for variable in ("CLAUDE_SANDBOX_BASE_VM", "CLAUDE_SANDBOX_TEMPLATE", "CLAUDE_SANDBOX_SETTINGS"):
         assert variable in text
     assert "[-- CMD…]" in text
-    assert "--cpus" not in parser.help_text(parser.VERBS["stop"])
+    assert "--cpus" not in parser.help_text(verb_table.VERBS["stop"])
 
 
 def test_help_and_version_are_found_among_other_words() -> None:
@@ -337,3 +338,10 @@ def test_help_and_version_need_nothing_but_the_standard_library(tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("examples:") >= 2 * len(VERBS) and done.stderr == ""
+
+
+@pytest.mark.parametrize("verb", verb_table.VERBS.values(), ids=lambda verb: verb.name or "bare")
+def test_each_verb_s_functions_exist(verb: verb_table.Verb) -> None:
+    for reference in filter(None, (verb.run, verb.check)):
+        module, _, name = reference.partition(":")
+        assert callable(getattr(importlib.import_module(f"_claude_sandbox.{module}"), name))

@@ -127,7 +127,7 @@ class Viewer:
         self.fd, slave = pty.openpty()
         termios.tcsetwinsize(slave, (20, 100))
         self.before = termios.tcgetattr(slave)
-        code = VIEW.format(root=str(ROOT), unit=str(ROOT / "tests" / "unit"))
+        code = VIEW.format(root=str(ROOT), unit=str(Path(__file__).parent))
         env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT / "tests" / "blackbox")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,

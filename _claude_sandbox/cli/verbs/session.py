@@ -1,0 +1,48 @@
+"""The verbs that put a terminal into the sandbox: Claude (the bare command), `shell`, and the hidden `_session`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from _claude_sandbox.cli.invocation import Invocation
+from _claude_sandbox.cli.verbs.sandbox import ensure
+from _claude_sandbox.errors import ClaudeSandboxError
+
+
+def claude(call: Invocation) -> int:
+    """Run Claude Code in the project's sandbox; returns Claude's exit code."""
+    from _claude_sandbox.session import launch
+
+    instance, created = ensure(call)
+    if call.options.dry_run:
+        return 0
+    new = call.options.new or created
+    return launch.run_claude(call.ctx, call.config, instance, call.rest, new=new, began=call.began)
+
+
+def shell(call: Invocation) -> int:
+    """Run a login shell or a command in the project's sandbox; returns its exit code."""
+    from _claude_sandbox.session import launch
+
+    instance, _ = ensure(call)
+    if call.options.dry_run:
+        return 0
+    return launch.run_shell(call.ctx, call.config, instance, call.rest, began=call.began)
+
+
+def run_prepared(call: Invocation) -> int:
+    """Inside our tmux session: run, and leave the exit code where whoever is attached looks for it."""
+    from _claude_sandbox.session.attach import Session, code_path, run_session
+    from _claude_sandbox.system.files import write_atomic
+
+    file = Path(call.options.file)
+    session = Session.load(file)
+    code = 1
+    try:
+        code = run_session(call.ctx, session)
+    except ClaudeSandboxError as error:
+        code = error.exit_code
+        raise
+    finally:
+        write_atomic(code_path(file), str(code).encode())
+    return code
