@@ -51,6 +51,7 @@ from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import read_json, write_json
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.text import for_log
+from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import start as vm_start
@@ -261,13 +262,11 @@ def _drop_with_disks(build: _Build) -> None:
 
 
 def _build_and_try(build: _Build) -> tuple[ToolCheck, ...]:
-    import yaml
-
     ctx = build.ctx
     packages_build.check_space(ctx.lima.home, (4 if build.small else 20) * GIB)
     document = _document(build)
     file = build.runtime / f"{build.temporary}.yaml"
-    ctx.write(file, yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=10_000).encode())
+    ctx.write(file, vm_document.dump(document))
     try:
         with ctx.progress.stage(f"Creating {build.temporary}"):
             ctx.lima.create(build.temporary, file)
@@ -350,10 +349,8 @@ def _replace(build: _Build) -> None:
     ctx.lima.protect(build.temporary)
     # From here on its mark names what it will be, so the note says whose it is.
     instance = Instance(build.temporary, STOPPED, new)
-    document = lima_yaml.final(
-        vm_start.read_document(instance), vm_mark.Mark(vm_mark.TOOLS, build.name).encode()
-    )
-    vm_start.write_document(ctx, new, document)
+    document = lima_yaml.final(vm_document.read(instance), vm_mark.Mark(vm_mark.TOOLS, build.name).encode())
+    vm_document.write(ctx, new, document)
     with (
         base_lock(build.name, ctx.progress.note),
         # Shared: whoever looks for users of a disk must not miss one that changes its name meanwhile.

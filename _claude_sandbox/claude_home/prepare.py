@@ -26,8 +26,8 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.lima.ssh import Guest
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_atomic
+from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import shares
-from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm.mark import mark_of
 
 SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
@@ -205,7 +205,7 @@ def _hooks_socket(config: Config, instance: Instance) -> dict[str, str]:
     """The variable that tells the guest where the host listens."""
     if not config.hooks:
         return {}
-    return {"CLAUDE_HOOKS_SOCKET": hooks_registration.guest_socket(vm_start.guest_uid(instance))}
+    return {"CLAUDE_HOOKS_SOCKET": hooks_registration.guest_socket(vm_document.guest_uid(instance))}
 
 
 def _listen(config: Config, instance: Instance) -> Callable[[], list[str]]:
@@ -217,7 +217,7 @@ def _listen(config: Config, instance: Instance) -> Callable[[], list[str]]:
 
     def listen() -> None:
         try:
-            hooks_client.register(instance, config.project, uid=vm_start.guest_uid(instance))
+            hooks_client.register(instance, config.project, uid=vm_document.guest_uid(instance))
             hooks_client.ensure()
         except (ClaudeSandboxError, OSError) as error:
             trouble.append(f"The host will not hear when Claude needs you: {error}")

@@ -29,7 +29,9 @@ from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
 from _claude_sandbox.sandbox import working
 from _claude_sandbox.system.files import lock
+from _claude_sandbox.vm import checks as vm_checks
 from _claude_sandbox.vm import create as vm_create
+from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import first_boot, reconfigure
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import lookup as vm_lookup
@@ -178,8 +180,8 @@ def _after_move(ctx: Context, project: Path) -> Instance | None:
         return None
     _working_or_cancel(ctx, instance)
     vm_stop.stop(ctx, instance)
-    document = reconfigure.follow_move(vm_start.read_document(instance), instance.name, old, project, ctx)
-    vm_start.write_document(ctx, instance.dir, document)
+    document = reconfigure.follow_move(vm_document.read(instance), instance.name, old, project, ctx)
+    vm_document.write(ctx, instance.dir, document)
     return ctx.lima.get(instance.name)
 
 
@@ -203,7 +205,7 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
     if instance.status == RUNNING and not asked and readiness.was_ready(instance):
         return instance
     instance = vm_settle.settle(ctx, instance)
-    document = vm_start.read_document(instance)
+    document = vm_document.read(instance)
     wanted = reconfigure.wanted(ctx, config, document)
     linked = config.full_clone and linked_clone.is_linked(instance.dir)
     if linked:
@@ -216,16 +218,16 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
         vm_start.wait_ready(ctx, instance)
         return instance
     vm_shares.check_shares(wanted.document)
-    vm_start.check_ports(vm_lima_yaml.ports_of(wanted.document))
+    vm_checks.check_ports(vm_lima_yaml.ports_of(wanted.document))
     if wanted.words:
         ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
-        vm_start.write_document(ctx, instance.dir, wanted.document)
+        vm_document.write(ctx, instance.dir, wanted.document)
     if linked and not ctx.dry:
         linked_clone.make_full(ctx, instance.dir)
     shares = vm_lima_yaml.shares_of(wanted.document)
     early = first_boot.Early(ctx, shares, _prepare(config))
     with _changed_back_if_it_fails(ctx, instance, document, wanted):
-        started = vm_start.start(ctx, instance.name, wanted.document, answers=early.begin)
+        started = vm_start.start(ctx, instance.name, wanted.document, on_ssh_ready=early.begin)
     first_boot.check_mounts(ctx, started, shares, early)
     if packages:
         reconfigure.install(ctx, started, packages)
@@ -241,9 +243,7 @@ def _changed_back_if_it_fails(
         yield
     except ClaudeSandboxError:
         if wanted.words and not ctx.dry:
-            vm_start.write_document(
-                ctx, instance.dir, reconfigure.undone(wanted.document, document, instance.dir)
-            )
+            vm_document.write(ctx, instance.dir, reconfigure.undone(wanted.document, document, instance.dir))
         raise
 
 
@@ -301,14 +301,14 @@ def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
 
 def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None:
     """What would keep the VM from starting again is found while it still runs (spec 1.11)."""
-    document = vm_start.read_document(instance)
+    document = vm_document.read(instance)
     wanted = reconfigure.wanted(ctx, config, document).document
     vm_shares.check_shares(wanted)
     # On the ports that it forwards now it listens itself.
     own = {port.host for port in vm_lima_yaml.ports_of(document)} if instance.status != STOPPED else set()
-    vm_start.check_ports(tuple(port for port in vm_lima_yaml.ports_of(wanted) if port.host not in own))
+    vm_checks.check_ports(tuple(port for port in vm_lima_yaml.ports_of(wanted) if port.host not in own))
     if not ctx.dry and instance.status != UNREADABLE:
-        vm_start.check_effective(ctx, instance.name, document)
+        vm_checks.check_effective(ctx, instance.name, document)
         disks_store.check(ctx.lima.home, instance.dir)
 
 
@@ -472,7 +472,7 @@ def info(ctx: Context, project: Path) -> Info:
     instance = _existing(ctx, project)
     if instance is None:
         raise _not_found(project)
-    document = vm_start.read_document(instance)
+    document = vm_document.read(instance)
     return Info(
         Sandbox.of(instance), vm_lima_yaml.shares_of(document), tuple(map(str, vm_lima_yaml.ports_of(document))),
         instance.dir, instance.ssh_config, instance.vm_type, instance.lima_version,

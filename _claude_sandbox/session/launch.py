@@ -18,8 +18,8 @@ from _claude_sandbox.session.attach import Session, attach, forget_old_sessions,
 from _claude_sandbox.system import paths, program, terminal
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals.tmux import Tmux
+from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import first_boot
-from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm.journal import project_lock_path
 from _claude_sandbox.voice import grants as voice_grants
 
@@ -45,7 +45,7 @@ def run_claude(
     first_boot.mention_old_claude(ctx, instance)
     if config.voice and (trouble := voice_grants.trouble(config.voice_command)):
         ctx.progress.warn(trouble)
-    line = remote_command.claude_line(vm_start.project_point(instance), arguments, voice=config.voice)
+    line = remote_command.claude_line(vm_document.project_point(instance), arguments, voice=config.voice)
     command = ctx.guest(instance).session(line, given.env, tty=tty)
     uuid = given.env["CLAUDE_SANDBOX_UUID"]
     microphone = config.voice_command if config.voice else None
@@ -80,7 +80,7 @@ def run_shell(
     """
     tty = sys.stdin.isatty() and (sys.stdout.isatty() or not arguments)
     given = claude_home_prepare.bring_up_to_date(ctx, config, instance, quick=True)
-    point = vm_start.project_point(instance)
+    point = vm_document.project_point(instance)
     with contextlib.suppress(OSError, ValueError):  # the next shell is a little slower then
         _leave_note(ctx, config, instance, given, point, began)
     line = remote_command.shell_line(point, arguments, tty=tty)

@@ -32,7 +32,8 @@ from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, Instance
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_atomic
-from _claude_sandbox.vm import estimates, first_boot, lima_yaml, start, stop, template_keys
+from _claude_sandbox.vm import checks, estimates, first_boot, lima_yaml, start, stop, template_keys
+from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import shares as vm_shares
 from _claude_sandbox.vm.journal import Journal, base_lock, names_lock
@@ -77,7 +78,7 @@ def create(
     Raises CreateError, RefusedError, SandboxExistsError; nothing half-made is left then.
     """
     shares = vm_shares.shares_for(ctx, config)
-    start.check_ports(config.ports)
+    checks.check_ports(config.ports)
     foreign = base is None or mark_of(base) is None
     ca_files = host_ca_files(config)
     with names_lock(ctx.progress.note):
@@ -107,7 +108,7 @@ def create(
         source = base.name if base else config.template or DEFAULT_TEMPLATE
         early = first_boot.Early(ctx, shares, prepare)
         kind = f"first start from {source}"
-        instance = start.start(ctx, name, document, journal, kind=kind, answers=early.begin)
+        instance = start.start(ctx, name, document, journal, kind=kind, on_ssh_ready=early.begin)
         first_boot.finish(ctx, instance, shares, early, foreign=foreign, packages=config.packages)
         if not ctx.dry:
             made = Origin(base.name, None) if base else Origin(None, source)
@@ -151,7 +152,7 @@ def _clone(
 ) -> lima_yaml.Document:
     name = meant.mark.name
     with base_lock(base.name, ctx.progress.note):
-        source = start.read_document(base)
+        source = vm_document.read(base)
         document = lima_yaml.build(_cleaned(ctx, source, base), meant)
         _check_disk_size(source, meant.disk, base.name)
         disks_store.check(ctx.lima.home, base.dir, ctx.progress.note)
@@ -175,7 +176,7 @@ def _clone(
             if was_running:
                 with ctx.progress.stage(f"Starting {base.name} again"):
                     ctx.lima.start(base.name, env=ctx.start_env())
-    start.write_document(ctx, ctx.lima.home / name, document)
+    vm_document.write(ctx, ctx.lima.home / name, document)
     return document
 
 
@@ -206,12 +207,10 @@ def _cleaned(ctx: Context, source: lima_yaml.Document, base: Instance) -> lima_y
 def _from_template(
     ctx: Context, config: Config, meant: lima_yaml.Meant, journal: Journal
 ) -> lima_yaml.Document:
-    import yaml
-
     locator = config.template or DEFAULT_TEMPLATE
     file = paths.runtime_dir() / f"{meant.mark.name}.yaml"
     document = lima_yaml.build(_template(ctx, config, locator, file), meant)
-    ctx.write(file, yaml.safe_dump(document, allow_unicode=True, sort_keys=False).encode())
+    ctx.write(file, vm_document.dump(document))
     try:
         with estimates.stage(ctx, f"Creating {meant.mark.name} from {locator}", f"create {locator}"):
             ctx.lima.create(meant.mark.name, file, on_start=None if ctx.dry else journal.note_child)

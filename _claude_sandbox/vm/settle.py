@@ -8,7 +8,7 @@ from _claude_sandbox.errors import StartError
 from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import BROKEN, RUNNING, STOPPED, UNREADABLE, Instance, reword
-from _claude_sandbox.vm import shares, start, stop
+from _claude_sandbox.vm import document, shares, stop
 
 
 def settle(ctx: Context, instance: Instance) -> Instance:
@@ -16,8 +16,7 @@ def settle(ctx: Context, instance: Instance) -> Instance:
     if instance.status in (RUNNING, STOPPED):
         return instance
     if instance.status == UNREADABLE:
-        start.read_document(instance)
-        shares.check_shares(start.read_document(instance))
+        shares.check_shares(document.read(instance))
         raise StartError(
             f"Lima cannot read the configuration of {instance.name}: {instance.dir / 'lima.yaml'}",
             details="; ".join(_lima_words(ctx, instance.name)),

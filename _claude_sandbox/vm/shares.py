@@ -19,6 +19,7 @@ from _claude_sandbox.errors import RefusedError, StartError, UsageError
 from _claude_sandbox.lima.context import Context, homes
 from _claude_sandbox.lima.limactl import param_of
 from _claude_sandbox.system.lookup import Identity, Looked, identity, look, open_directories
+from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import lima_yaml, mounts, template_keys
 from _claude_sandbox.vm import mark as vm_mark
 
@@ -110,12 +111,10 @@ def _real(location: Path) -> Path:
 
 def _writable_of(text: str) -> list[Path]:
     """The writable shares of a lima.yaml; a launch has no time to parse a hundred, most of which share one."""
-    import yaml
-
     mark = vm_mark.Mark.decode(param_of(text).get(vm_mark.MARK_PARAM, ""))
     if mark and mark.project and text.count("writable:") == text.count("writable: false") + 1:
         return [mark.project]
-    document = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    document = vm_document.parse(text)
     shares = lima_yaml.shares_of(document) if isinstance(document, dict) else ()
     return [share.location for share in shares if share.writable]
 

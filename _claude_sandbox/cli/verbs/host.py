@@ -50,12 +50,12 @@ def context_after_setup(call: Invocation) -> Context:
     """
     if not _sandbox_runs(call):
         from _claude_sandbox.config import parsers as config_parsers
-        from _claude_sandbox.vm import start as vm_start
+        from _claude_sandbox.vm import checks as vm_checks
 
         _check_places(call)
         typed = call.typed_settings["ports"]
         ports = config_parsers.parse_ports(typed) if typed else ()
-        _install_missing(call, lambda: vm_start.check_ports(ports))
+        _install_missing(call, lambda: vm_checks.check_ports(ports))
     return call.ctx
 
 

@@ -350,7 +350,7 @@ STEPS = [
     "linked_clone._exchange",
     "rebuild._replace",
     "rebuild._put_note",
-    "vm_start.write_document",
+    "vm_document.write",
     "system_exchange.exchange",
     "rebuild._drop",
 ]

@@ -26,6 +26,8 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.system import lookup as system_lookup
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.run import Command, Result
+from _claude_sandbox.vm import checks as vm_checks
+from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import shares
@@ -189,7 +191,7 @@ def test_limactl_s_process_is_in_the_journal_while_it_runs(
 def test_a_stamp_is_for_one_boot(ctx: Context, directory: Path) -> None:
     instance = Instance(NAME, "Running", directory)
     assert not readiness.was_ready(instance)
-    vm_start.stamp(instance, {})
+    vm_document.record_ready(instance, {})
     assert readiness.was_ready(instance)
     (directory / "ha.pid").unlink()
     assert not readiness.was_ready(instance)
@@ -270,10 +272,10 @@ def test_a_taken_port_is_told_before_the_start() -> None:
         server.listen()
         port = server.getsockname()[1]
         with pytest.raises(StartError, match=f"Host port {port} is taken") as caught:
-            vm_start.check_ports((Port(port, 80),))
+            vm_checks.check_ports((Port(port, 80),))
         assert "-p OTHER:80" in (caught.value.resolution or "")
-    vm_start.check_ports((Port(port, 80),))
-    vm_start.check_ports(())
+    vm_checks.check_ports((Port(port, 80),))
+    vm_checks.check_ports(())
 
 
 @pytest.mark.spec("4.6")
@@ -291,7 +293,7 @@ def test_a_port_below_1024_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     Ordinary.bind = bind  # type: ignore[assignment, method-assign]
     monkeypatch.setattr(socket, "socket", Ordinary)
     with pytest.raises(StartError, match="Host port 80 is below 1024") as caught:
-        vm_start.check_ports((Port(80, 8080),))
+        vm_checks.check_ports((Port(80, 8080),))
     assert "-p 8080:8080" in (caught.value.resolution or "")
 
 
@@ -325,7 +327,7 @@ def test_a_refusal_says_what_and_where(
     }
     shown(recorder, {**document, **merged})
     with pytest.raises(RefusedError, match=words) as caught:
-        vm_start.check_effective(ctx, NAME, document)
+        vm_checks.check_effective(ctx, NAME, document)
     assert str(where) in (caught.value.details or "") and "LIMA_HOME" in (caught.value.resolution or "")
 
 
@@ -334,7 +336,7 @@ def test_a_config_that_lima_cannot_read_names_the_file(
 ) -> None:
     recorder.on("limactl", "list", then=Result(0, b"null\n"))
     with pytest.raises(StartError, match=f"cannot read the configuration of {NAME}: {directory}/lima.yaml"):
-        vm_start.check_effective(ctx, NAME, {})
+        vm_checks.check_effective(ctx, NAME, {})
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"- a\n", b"\xff\xfe", None])
@@ -342,7 +344,7 @@ def test_an_unreadable_lima_yaml_is_named(tmp_path: Path, content: bytes | None)
     if content is not None:
         (tmp_path / "lima.yaml").write_bytes(content)
     with pytest.raises(StartError, match=str(tmp_path / "lima.yaml")):
-        vm_start.read_document(Instance("x", "Stopped", tmp_path))
+        vm_document.read(Instance("x", "Stopped", tmp_path))
 
 
 def test_a_document_is_written_and_read_back(ctx: Context, project: Path, document: dict[str, Any]) -> None:
@@ -351,8 +353,8 @@ def test_a_document_is_written_and_read_back(ctx: Context, project: Path, docume
         **document,
         "mounts": vm_lima_yaml.mounts([Share(Path("/p/ä: #{{x}}"), Path("/mnt/project"), True)]),
     }
-    vm_start.write_document(ctx, place, odd)
-    assert vm_start.read_document(Instance(NAME, "Stopped", place)) == odd
+    vm_document.write(ctx, place, odd)
+    assert vm_document.read(Instance(NAME, "Stopped", place)) == odd
     peeked = ctx.lima.peek(NAME)
     assert peeked is not None and project_of(peeked) == project
 
@@ -451,7 +453,7 @@ def test_what_can_be_done_early_begins_when_the_guest_answers(
     )
     recorder.on("limactl", "start", then=Result(0, b"", "\n".join(lines).encode()))
     heard: list[str] = []
-    vm_start.start(ctx, NAME, document, answers=lambda coming: heard.append(coming.name))
+    vm_start.start(ctx, NAME, document, on_ssh_ready=lambda coming: heard.append(coming.name))
     assert heard == [NAME]
     start = next(call for call in recorder.calls if "start" in call.argv)
     guest = ctx.guest(Instance(NAME, "Stopped", directory))
