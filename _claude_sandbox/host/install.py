@@ -197,7 +197,7 @@ def apply(plan: SetupPlan, runner: Runner, progress: Progress) -> None:
                 install_lima.install_with_go(runner, say, log)
             for command in step.commands:
                 say(shlex.join(command.argv[-3:]))
-                result = runner.run(command, timeout=INSTALL_TIMEOUT, on_line=say, logfile=log)
+                result = runner.stream(command, timeout=INSTALL_TIMEOUT, on_line=say, logfile=log)
                 if not result.ok:
                     raise _failed(command, result.error_text or result.text, log)
 

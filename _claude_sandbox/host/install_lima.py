@@ -194,7 +194,7 @@ def install_with_go(runner: Runner, say: Say, log: Path) -> None:
         work.mkdir()
         for command in go_commands(work, tree):
             say(" ".join(command.argv[:3]) + " " + command.argv[-1].rsplit("/", 1)[-1])
-            result = runner.run(command, timeout=BUILD_TIMEOUT, on_line=say, logfile=log)
+            result = runner.stream(command, timeout=BUILD_TIMEOUT, on_line=say, logfile=log)
             if not result.ok:
                 slow = result.returncode == TIMED_OUT
                 raise HostSetupError(

@@ -197,7 +197,7 @@ class Lima:
         command = self.command("start", "--tty=false", f"--timeout={int(timeout)}s", name)
         if env:
             command = Command(command.argv, {**command.env, **env})
-        return self.runner.run(
+        return self.runner.stream(
             command, timeout=timeout + 60, on_line=on_line, logfile=logfile, on_start=on_start
         )
 
@@ -227,7 +227,7 @@ class Lima:
         timeout: float = QUESTION_TIMEOUT,
         on_start: Callable[[int], None] | None = None,
     ) -> None:
-        result = self.runner.run(self.command(*arguments), timeout=timeout, on_start=on_start)
+        result = self.runner.stream(self.command(*arguments), timeout=timeout, on_start=on_start)
         if not result.ok:
             raise self._failed(arguments[0], result)
 

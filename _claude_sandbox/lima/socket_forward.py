@@ -19,7 +19,7 @@ from pathlib import Path
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import quoting
-from _claude_sandbox.system.run import Command, spawn
+from _claude_sandbox.system.run import Command, LocalRunner
 from _claude_sandbox.system.text import one_line
 
 SHORTEST, LONGEST = 0.5, 30.0  # seconds between tries; doubled, and short again after one that lasted
@@ -100,7 +100,7 @@ class Forward:
 
     async def _once(self) -> tuple[bool, str]:
         """One connection from its start to its end: whether it was up for a while, and why it ended."""
-        transport, connection = await spawn(self._command(), _Connection)
+        transport, connection = await LocalRunner().spawn_protocol(self._command(), _Connection)
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(connection.ready, READY_WITHIN)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
-from _claude_sandbox.system import processes, program, run, runtime_dir
+from _claude_sandbox.system import processes, program, runtime_dir
+from _claude_sandbox.system.child import Child
 from _claude_sandbox.system.files import (
     LOG_LIMIT,
     LogFile,
@@ -36,7 +37,7 @@ from _claude_sandbox.system.files import (
     rotate,
     write_json,
 )
-from _claude_sandbox.system.run import Command
+from _claude_sandbox.system.run import Command, LocalRunner
 
 START_SECONDS, STOP_SECONDS = 30.0, 8.0
 FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between two starts of a worker that crashes
@@ -97,7 +98,7 @@ def ensure(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = 
         if _is_current(daemon):
             return False
         stop(daemon, ask_to_stop=ask_to_stop)
-        child = run.start_detached(own_command(daemon.verb), daemon.log)
+        child = LocalRunner().spawn_detached(own_command(daemon.verb), daemon.log)
         deadline = time.monotonic() + timeout
         while not running(daemon):  # whatever its version: the program may be changing under us
             if child.poll() is not None and not held(daemon):
@@ -221,7 +222,7 @@ class _Parent:
         self.daemon, self.fd = daemon, fd
         self.log = Log(daemon.log)
         self.stopping = False
-        self.worker: run.Child | None = None
+        self.worker: Child | None = None
 
     def end(self, _number: int, _frame: object) -> None:
         """A signal to us: the worker is asked to end, and made to when it does not."""
@@ -240,7 +241,7 @@ class _Parent:
             self.log.rotate()
             begun = time.monotonic()
             command = own_command(self.daemon.verb, "--worker", str(self.fd))
-            self.worker = run.start_child(command, keep=[self.fd])
+            self.worker = LocalRunner().spawn(command, keep=[self.fd])
             if self.stopping:  # the signal came while it was being started
                 self.worker.terminate()
             code = self.worker.wait()
@@ -302,7 +303,7 @@ def worker_of(daemon: Daemon, fd: int) -> Iterator[Callable[[], None]]:
     finally:
         os.close(fd)
         if orphaned:
-            run.start_detached(own_command(daemon.verb), daemon.log)
+            LocalRunner().spawn_detached(own_command(daemon.verb), daemon.log)
 
 
 def stop_when_told(stop: Callable[[], None], orphaned: Callable[[], None], log: Log) -> None:

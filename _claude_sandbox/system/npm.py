@@ -80,7 +80,7 @@ def fetch(runner: Runner, name: str, version: str, *, logfile: Path | None = Non
 def _by_npm(runner: Runner, name: str, version: str, into: Path, logfile: Path | None) -> Path:
     """`npm pack` checks the integrity hash itself. Its cwd holds no project's .npmrc."""
     argv = ("npm", "pack", f"{name}@{version}", "--ignore-scripts", "--silent", "--pack-destination", ".")
-    result = runner.run(Command(argv, cwd=into), timeout=TIMEOUT, logfile=logfile)
+    result = runner.stream(Command(argv, cwd=into), timeout=TIMEOUT, logfile=logfile)
     files = list(into.glob("*.tgz"))
     if not result.ok or len(files) != 1:
         raise CreateError(

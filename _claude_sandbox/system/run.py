@@ -1,9 +1,9 @@
 """The only place that starts processes.
 
 A `Command` is a value: argv, changes to the environment, working directory. A runner carries it
-out. `LocalRunner` is the real one, `DryRunner` prints what changes something instead of doing it,
-and the tests bring a recording one. Every command is logged at debug level as a line that can be
-pasted into a shell; secrets never stand in an argv: they go through `input` or a `hidden` variable.
+out: `LocalRunner` on this machine; `DryRunner` shows what changes something instead of doing it; the
+tests bring a recording one. Every command is logged at debug level as a line that can be
+pasted into a shell; secrets are never in an argv: they go through `input` or a `hidden` variable.
 """
 
 from __future__ import annotations
@@ -14,26 +14,20 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.system import child
+from _claude_sandbox.system.child import Child
 from _claude_sandbox.system.files import LogFile
 from _claude_sandbox.system.text import for_log
 
 if TYPE_CHECKING:
     import asyncio
-
-
-def _log(command: Command, how: str = "") -> None:
-    """A line at debug level. Only where somebody imported logging (10 ms) to see such lines."""
-    logging = sys.modules.get("logging")
-    if logging is not None:
-        logging.getLogger("claude-sandbox").debug("+ %s%s", how, command)
-
 
 P = TypeVar("P", bound="asyncio.SubprocessProtocol")
 LOG_KEPT = 4 << 20  # bytes of what commands print: a build of the tools VM takes one
@@ -63,13 +57,8 @@ class Command:
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the process to be."""
-        env = dict(os.environ)
-        for key, value in self.env.items():
-            if value is None:
-                env.pop(key, None)
-            else:
-                env[key] = value
-        return env
+        env: dict[str, str | None] = {**os.environ, **self.env}
+        return {name: value for name, value in env.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -97,43 +86,6 @@ class CommandNotFound(ClaudeSandboxError):
     """The program of a command is not on PATH."""
 
 
-class Runner(Protocol):
-    """What drivers take in their constructor."""
-
-    def run(
-        self,
-        command: Command,
-        *,
-        input: bytes | None = None,
-        timeout: float | None = None,
-        changes: bool = True,
-        on_line: Callable[[str], None] | None = None,
-        logfile: Path | None = None,
-        on_start: Callable[[int], None] | None = None,
-        limit: int | None = None,
-    ) -> Result:
-        """Run to the end without a terminal: stdin is `input` or empty, output is captured.
-
-        With `on_line` each line of stderr is handed over as it comes; with `logfile` stderr is
-        appended there, bounded (system.files.LogFile). `on_start` gets the process id. `timeout` is in
-        seconds; past it the command's process group is ended and the result's code is 124. `limit` is
-        how many bytes of stdout are kept. `changes=False` marks a question, which a dry run really asks. Raises
-        CommandNotFound.
-        """
-        ...
-
-    def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
-        """Run on the user's terminal; its exit code (128+N for signal N), Ctrl-C is the child's.
-
-        `on_start` gets the process id.
-        """
-        ...
-
-    def exec(self, command: Command) -> NoReturn:
-        """Become the command (never returns); raises CommandNotFound."""
-        ...
-
-
 def missing_program(argv: Sequence[str]) -> CommandNotFound:
     return CommandNotFound(
         f"{argv[0]} was not found on PATH.",
@@ -141,8 +93,22 @@ def missing_program(argv: Sequence[str]) -> CommandNotFound:
     )
 
 
-class LocalRunner:
-    """Runs commands on this machine."""
+@dataclass(frozen=True)
+class Job:
+    """A command that is run to its end, and how: the arguments of Runner.run and Runner.stream."""
+
+    command: Command
+    input: bytes | None = None
+    timeout: float | None = None
+    limit: int | None = None
+    changes: bool = True
+    on_line: Callable[[str], None] | None = None
+    logfile: Path | None = None
+    on_start: Callable[[int], None] | None = None
+
+
+class Runner(ABC):
+    """What drivers take in their constructor. Each method raises CommandNotFound."""
 
     def run(
         self,
@@ -150,254 +116,170 @@ class LocalRunner:
         *,
         input: bytes | None = None,
         timeout: float | None = None,
+        limit: int | None = None,
         changes: bool = True,
+    ) -> Result:
+        """Run to the end without a terminal: stdin is `input` or empty, output is captured.
+
+        `timeout` is in seconds; past it the command's process group is ended and the result's code is 124.
+        `limit` is how many bytes of stdout are kept. `changes=False` marks a question, which a dry run
+        really asks.
+        """
+        return self.finish(Job(command, input, timeout, limit, changes))
+
+    def stream(
+        self,
+        command: Command,
+        *,
+        timeout: float | None = None,
         on_line: Callable[[str], None] | None = None,
         logfile: Path | None = None,
         on_start: Callable[[int], None] | None = None,
-        limit: int | None = None,
     ) -> Result:
-        _log(command)
-        # A group of its own: a Ctrl-C on the terminal reaches us, and we decide what ends and how.
+        """As `run`, for what takes long and changes something. `on_line` gets each line of stderr as it is
+        written, `logfile` has stderr appended, bounded (system.files.LogFile), `on_start` gets the process id.
+        """
+        return self.finish(Job(command, timeout=timeout, on_line=on_line, logfile=logfile, on_start=on_start))
+
+    @abstractmethod
+    def finish(self, job: Job) -> Result:
+        """What `run` and `stream` do."""
+
+    @abstractmethod
+    def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
+        """Run on the user's terminal; its exit code (128+N for signal N), Ctrl-C is the child's.
+
+        `on_start` gets the process id.
+        """
+
+    @abstractmethod
+    def exec(self, command: Command) -> NoReturn:
+        """Become the command (never returns)."""
+
+
+class LocalRunner(Runner):
+    """Runs commands on this machine, and starts what goes on beside us (`spawn…`), of which a dry run starts none.
+
+    `grace` is how many seconds a command has to end after SIGTERM, `log_kept` the size of a log in bytes.
+    """
+
+    def __init__(self, *, grace: float = 5.0, log_kept: int = LOG_KEPT) -> None:
+        self._grace, self._log_kept = grace, log_kept
+
+    def finish(self, job: Job) -> Result:
+        log = LogFile(job.logfile, self._log_kept) if job.logfile else None
+
+        def each(line: bytes) -> None:
+            if log:
+                log.write(for_log(line))
+            if job.on_line:
+                job.on_line(line.decode("utf-8", "replace").rstrip())
+
+        pipe, stdin = subprocess.PIPE, subprocess.DEVNULL if job.input is None else subprocess.PIPE
+        # In its own group: a Ctrl-C on the terminal reaches us, and we decide what ends and how.
+        process = _popen(job.command, stdin=stdin, stdout=pipe, stderr=pipe, process_group=0)
         try:
-            process = subprocess.Popen(
-                command.argv,
-                stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=command.environment(),
-                cwd=command.cwd,
-                process_group=0,
-            )
-        except FileNotFoundError as error:
-            if command.cwd is not None and not command.cwd.is_dir():
-                raise
-            raise missing_program(command.argv) from error
-        except PermissionError as error:
-            raise CommandNotFound(f"{command.argv[0]} cannot be executed: {error.strerror}.") from error
-        if on_start is not None:
-            on_start(process.pid)
-        try:
-            return _stream(process, input, timeout, on_line, logfile, limit)
+            if job.on_start is not None:
+                job.on_start(process.pid)
+            code, *output = child.finish(process, job.input or b"", job.timeout, job.limit, each, self._grace)
         except BaseException:
-            end_group(process)
+            child.end_group(process, self._grace)
             raise
+        return Result(TIMED_OUT if code is None else code, *output)
 
     def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
-        _log(command)
         # A handler instead of SIG_IGN: an ignored signal would be inherited by the child.
         previous = signal.signal(signal.SIGINT, lambda _number, _frame: None)
         try:
-            process = subprocess.Popen(command.argv, env=command.environment(), cwd=command.cwd)
+            process = _popen(command)
             if on_start is not None:
                 on_start(process.pid)
-            code = process.wait()
-        except FileNotFoundError as error:
-            raise missing_program(command.argv) from error
+            process.wait()
         finally:
             signal.signal(signal.SIGINT, previous)
-        return code if code >= 0 else 128 - code
+        return child.exit_code(process)
 
     def exec(self, command: Command) -> NoReturn:
-        _log(command, "exec ")
         sys.stdout.flush()
         sys.stderr.flush()
-        if command.cwd is not None:
-            os.chdir(command.cwd)
-        try:
+        with _starting(command, "exec "):
+            if command.cwd is not None:
+                os.chdir(command.cwd)
             os.execvpe(command.argv[0], list(command.argv), command.environment())
-        except FileNotFoundError as error:
-            raise missing_program(command.argv) from error
 
+    def spawn(self, command: Command, *, keep: Sequence[int] = ()) -> Child:
+        """Start a child with our stdout and stderr and the descriptors `keep`. Its stdin is a pipe that nothing is
+        written to: it ends when we do.
+        """
+        return Child(_popen(command, "spawn ", stdin=subprocess.PIPE, pass_fds=tuple(keep)))
 
-def _stream(
-    process: subprocess.Popen[bytes],
-    input: bytes | None,
-    timeout: float | None,
-    on_line: Callable[[str], None] | None,
-    logfile: Path | None,
-    limit: int | None,
-) -> Result:
-    """Feed and drain three pipes, stderr line by line: so two helper threads."""
-    assert process.stderr is not None and process.stdout is not None
-    stdout: list[bytes] = []
-    tail: list[bytes] = []
-    timed_out = threading.Event()
+    def spawn_detached(self, command: Command, output: Path) -> Child:
+        """Start a process that outlives us, in its own session; what it writes is appended to `output`."""
+        fd = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as log:
+            return Child(
+                _popen(
+                    command, "detached ", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            )  # fmt: skip
 
-    def expire() -> None:
-        timed_out.set()
-        end_group(process)
+    async def spawn_protocol(
+        self, command: Command, protocol: Callable[[], P]
+    ) -> tuple[asyncio.SubprocessTransport, P]:
+        """Start a child of the running event loop with three pipes, which a SubprocessProtocol reads."""
+        import asyncio
 
-    def feed() -> None:
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(input or b"")
-
-    reader = threading.Thread(target=_drain, args=(process.stdout, stdout, limit), daemon=True)
-    reader.start()
-    if input is not None:
-        threading.Thread(target=feed, daemon=True).start()
-    timer = threading.Timer(timeout, expire) if timeout else None
-    if timer:
-        timer.daemon = True
-        timer.start()
-    sink = LogFile(logfile, LOG_KEPT) if logfile else None
-    for line in process.stderr:
-        tail = [*tail[-199:], line]
-        if sink:
-            sink.write(for_log(line))
-        if on_line:
-            on_line(line.decode("utf-8", "replace").rstrip())
-    process.wait()
-    reader.join()
-    if timer:
-        timer.cancel()
-    if timed_out.is_set():
-        tail.append(f"no end within {timeout:g} s".encode())
-    return Result(TIMED_OUT if timed_out.is_set() else _code(process), b"".join(stdout), b"".join(tail))
-
-
-def _drain(pipe: IO[bytes], into: list[bytes], limit: int | None) -> None:
-    room = limit if limit is not None else sys.maxsize
-    for block in iter(lambda: pipe.read(65536), b""):
-        if room > 0:
-            into.append(block[:room])
-            room -= len(block)
-
-
-def _code(process: subprocess.Popen[bytes]) -> int:
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-def end_group(process: subprocess.Popen[bytes], grace: float = 5.0) -> None:
-    """End a process that we started, with its group: TERM, then KILL after `grace` seconds."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        try:
-            process.wait(grace)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-async def spawn(command: Command, protocol: Callable[[], P]) -> tuple[asyncio.SubprocessTransport, P]:
-    """Start a child of the running event loop with three pipes, heard by a SubprocessProtocol.
-
-    Raises CommandNotFound.
-    """
-    import asyncio
-
-    _log(command, "spawn ")
-    try:
-        return await asyncio.get_running_loop().subprocess_exec(
-            protocol, *command.argv, env=command.environment(), cwd=command.cwd
-        )
-    except FileNotFoundError as error:
-        raise missing_program(command.argv) from error
-
-
-class Child:
-    """A process that lives as long as we want it: ours to end. Its stdin is a pipe that nothing is
-    written to: its end tells the child that we are gone."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.pid = process.pid
-
-    def poll(self) -> int | None:
-        """Its exit code (128+N for signal N), None while it lives."""
-        return None if self._process.poll() is None else _code(self._process)
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """The same after at most `timeout` seconds."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
-        return self.poll()
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-
-def start_child(command: Command, *, keep: Sequence[int] = ()) -> Child:
-    """Start a child with our stdout and stderr and the descriptors `keep`. Raises CommandNotFound."""
-    _log(command, "start ")
-    try:
-        return Child(
-            subprocess.Popen(
-                command.argv,
-                stdin=subprocess.PIPE,
-                env=command.environment(),
-                cwd=command.cwd,
-                pass_fds=tuple(keep),
+        with _starting(command, "spawn "):
+            return await asyncio.get_running_loop().subprocess_exec(
+                protocol, *command.argv, env=command.environment(), cwd=command.cwd
             )
-        )
-    except FileNotFoundError as error:
-        raise missing_program(command.argv) from error
+
+    async def spawn_reader(self, command: Command) -> asyncio.subprocess.Process:
+        """Start a child of the running event loop in its own process group: nothing on stdin, a pipe from its
+        stdout, our stderr.
+        """
+        import asyncio
+
+        with _starting(command, "spawn "):
+            return await asyncio.create_subprocess_exec(
+                *command.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                env=command.environment(), cwd=command.cwd, process_group=0,
+            )  # fmt: skip
 
 
-def start_detached(command: Command, output: Path) -> Child:
-    """Start a process that outlives us: a session of its own, what it says is appended to `output`."""
-    _log(command, "detached ")
-    fd = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _popen(command: Command, how: str = "", **more: Any) -> subprocess.Popen[bytes]:
+    with _starting(command, how):
+        return subprocess.Popen(command.argv, env=command.environment(), cwd=command.cwd, **more)
+
+
+@contextlib.contextmanager
+def _starting(command: Command, how: str) -> Iterator[None]:
+    """Log a command, and say plainly why its program cannot be started."""
+    logging = sys.modules.get("logging")  # somebody imported it (10 ms) to see such lines, or nobody looks
+    if logging is not None:
+        logging.getLogger("claude-sandbox").debug("+ %s%s", how, command)
     try:
-        return Child(
-            subprocess.Popen(
-                command.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=fd,
-                stderr=fd,
-                env=command.environment(),
-                cwd=command.cwd,
-                start_new_session=True,
-            )
-        )
+        yield
     except FileNotFoundError as error:
+        if command.cwd is not None and not command.cwd.is_dir():
+            raise
         raise missing_program(command.argv) from error
-    finally:
-        os.close(fd)
+    except PermissionError as error:
+        raise CommandNotFound(f"{command.argv[0]} cannot be executed: {error.strerror}.") from error
 
 
-async def spawn_group(command: Command) -> asyncio.subprocess.Process:
-    """Start a child of this event loop in a process group of its own: nothing on stdin, a pipe from its stdout,
-    our stderr. Raises CommandNotFound."""
-    import asyncio
-
-    _log(command, "spawn ")
-    try:
-        return await asyncio.create_subprocess_exec(
-            *command.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=command.environment(),
-            cwd=command.cwd, process_group=0,
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise missing_program(command.argv) from error
-
-
-class DryRunner:
-    """Asks questions for real and prints, instead of running, what would change something."""
+class DryRunner(Runner):
+    """Asks questions for real and shows, instead of running, what would change something."""
 
     def __init__(self, real: Runner, show: Callable[[str], None]) -> None:
         self._real = real
         self._show = show
 
-    def run(
-        self,
-        command: Command,
-        *,
-        input: bytes | None = None,
-        timeout: float | None = None,
-        changes: bool = True,
-        on_line: Callable[[str], None] | None = None,
-        logfile: Path | None = None,
-        on_start: Callable[[int], None] | None = None,
-        limit: int | None = None,
-    ) -> Result:
-        if changes:
-            self._show(str(command))
-            return Result(0)
-        return self._real.run(command, input=input, timeout=timeout, changes=False, limit=limit)
+    def finish(self, job: Job) -> Result:
+        if not job.changes:
+            return self._real.finish(job)
+        self._show(str(job.command))
+        return Result(0)
 
     def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:
         self._show(str(command))

@@ -21,7 +21,7 @@ from _claude_sandbox.lima.limactl import RUNNING, Lima
 from _claude_sandbox.lima.ssh import guest_script
 from _claude_sandbox.system import daemon, processes, program, quoting
 from _claude_sandbox.system.files import read_json, write_json
-from _claude_sandbox.system.run import Command, LocalRunner, spawn_group
+from _claude_sandbox.system.run import Command, LocalRunner
 from _claude_sandbox.voice import grants as voice_grants
 from _claude_sandbox.voice import recorder
 from _claude_sandbox.voice.grants import Grant
@@ -64,7 +64,10 @@ class Server:
     ) -> None:
         self._forwards, self._sign, self._log, self._idle = forwards, sign, log, idle
         self._registry = RecordingRegistry(
-            lambda argv: spawn_group(Command(tuple(argv))), self._changed, log, limits or RecordingLimits()
+            lambda argv: LocalRunner().spawn_reader(Command(tuple(argv))),
+            self._changed,
+            log,
+            limits or RecordingLimits(),
         )
         self._open: dict[str, _Open] = {}
         self._recording: dict[str, dict[str, Any]] = {}

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from _claude_sandbox.lima import context, limactl
 from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system.progress import Progress
-from _claude_sandbox.system.run import Command, Result
+from _claude_sandbox.system.run import Command, Job, Result, Runner
 from _claude_sandbox.vm import mark as vm_mark
 
 # The machine may be busy, and a fixture that only makes a directory need not be anew for each example.
@@ -55,7 +55,7 @@ class Call:
 
 
 @dataclass
-class Recorder:
+class Recorder(Runner):
     """A Runner that runs nothing. `on(...)` scripts answers by the start of the argv; else all succeeds."""
 
     calls: list[Call] = field(default_factory=list)
@@ -72,27 +72,16 @@ class Recorder:
         """The second word of each limactl command."""
         return [argv[1] for argv in self.argvs() if argv[0] == "limactl"]
 
-    def run(
-        self,
-        command: Command,
-        *,
-        input: bytes | None = None,
-        timeout: float | None = None,
-        changes: bool = True,
-        on_line: Callable[[str], None] | None = None,
-        logfile: Path | None = None,
-        on_start: Callable[[int], None] | None = None,
-        limit: int | None = None,
-    ) -> Result:
-        self.calls.append(Call("run", command, input, timeout, changes, limit))
-        if on_start is not None:
-            on_start(CHILD)
-        result = self._answer(command)
+    def finish(self, job: Job) -> Result:
+        self.calls.append(Call("run", job.command, job.input, job.timeout, job.changes, job.limit))
+        if job.on_start is not None:
+            job.on_start(CHILD)
+        result = self._answer(job.command)
         for line in result.error_text.splitlines():
-            if on_line is not None:
-                on_line(line)
-        if logfile is not None:
-            logfile.write_bytes(result.stderr)
+            if job.on_line is not None:
+                job.on_line(line)
+        if job.logfile is not None:
+            job.logfile.write_bytes(result.stderr)
         return result
 
     def foreground(self, command: Command, *, on_start: Callable[[int], None] | None = None) -> int:

@@ -72,6 +72,7 @@ def make_checkout(root: Path) -> Checkout:
         "host/__init__",
         "host/python_env",
         "system/__init__",
+        "system/child",
         "system/files",
         "system/run",
         "system/text",

@@ -111,7 +111,7 @@ def _build(runner: Runner, plan: Recipe, directory: Path, say: Callable[[str], N
         packages_overlay.write_overlay(runner, plan, overlay, logfile)
         packages_overlay.write_early(plan, early)
         (work / "sources.list").write_text("\n".join(plan.sources) + "\n")
-        result = runner.run(
+        result = runner.stream(
             mmdebstrap(runner, plan, work),
             timeout=7200,
             on_line=lambda line: _tell(line, say),
@@ -182,7 +182,7 @@ def _pack(
     sbin = {"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
     mke2fs = ("mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", *options, str(raw))
     for command in (Command((*_as_root(), *mke2fs), sbin), qemu_img.convert(raw, staging / "disk.qcow2")):
-        result = runner.run(command, timeout=1800, logfile=logfile)
+        result = runner.stream(command, timeout=1800, logfile=logfile)
         if not result.ok:
             raise _failed(command.argv[0] if command.argv[0] != "mmdebstrap" else "mke2fs", result, logfile)
     for name in ("kernel", "initrd"):

@@ -21,7 +21,11 @@ MAY_LOOK = {"system/program.py", "host/python_env.py"}
 
 def test_one_module_knows_where_the_program_is() -> None:
     own = re.compile(r"\b__file__\b|resources\.files")
-    found = {p.name for p in program.PACKAGE.rglob("*.py") if own.search(p.read_text(encoding="utf-8"))}
+    found = {
+        str(p.relative_to(program.PACKAGE))
+        for p in program.PACKAGE.rglob("*.py")
+        if own.search(p.read_text(encoding="utf-8"))
+    }
     assert found <= MAY_LOOK | {"host/run_as.py"}  # of Python's own library
 
 

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import Recorder
 
-from _claude_sandbox.system import run
 from _claude_sandbox.system.run import Command, CommandNotFound, DryRunner, LocalRunner, Result
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -113,12 +112,8 @@ def test_a_time_limit_ends_the_whole_group() -> None:
     assert all(gone(int(pid)) for pid in result.text.split())
 
 
-def test_one_that_ignores_the_polite_signal_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from _claude_sandbox.system import run
-
-    real = run.end_group
-    monkeypatch.setattr(run, "end_group", lambda process: real(process, 0.2))
-    result = LocalRunner().run(sh("trap '' TERM; echo $$; while :; do sleep 1; done"), timeout=0.3)
+def test_one_that_ignores_the_polite_signal_is_killed() -> None:
+    result = LocalRunner(grace=0.2).run(sh("trap '' TERM; echo $$; while :; do sleep 1; done"), timeout=0.3)
     assert result.returncode == 124 and gone(int(result.text))
 
 
@@ -129,7 +124,7 @@ def test_an_interrupt_ends_the_child() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        LocalRunner().run(sh("echo x >&2; sleep 60"), on_line=interrupted, on_start=pids.append)
+        LocalRunner().stream(sh("echo x >&2; sleep 60"), on_line=interrupted, on_start=pids.append)
     assert gone(pids[0])
 
 
@@ -152,16 +147,16 @@ def test_lines_come_as_they_are_written_and_go_to_the_log(tmp_path: Path) -> Non
         first.set()
 
     wait = f"echo one >&2; until [ -e '{tmp_path}/go' ]; do sleep 0.02; done; printf 'two\\377' >&2"
-    LocalRunner().run(sh(wait), on_line=on_line, logfile=log, timeout=30)
+    LocalRunner().stream(sh(wait), on_line=on_line, logfile=log, timeout=30)
     assert lines == ["one", "two\ufffd"]
     assert log.read_text() == "before\none\ntwo\\xff", "a log that a terminal can show"
 
 
-def test_the_log_of_what_commands_print_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "LOG_KEPT", 2000)
+def test_the_log_of_what_commands_print_is_bounded(tmp_path: Path) -> None:
+    runner = LocalRunner(log_kept=2000)
     log = tmp_path / "vm.log"
     for _ in range(3):
-        LocalRunner().run(sh("for i in 1 2 3 4 5 6 7 8 9; do printf '%0300d\\n' $i >&2; done"), logfile=log)
+        runner.stream(sh("for i in 1 2 3 4 5 6 7 8 9; do printf '%0300d\\n' $i >&2; done"), logfile=log)
     assert 0 < log.stat().st_size <= 2400 and (tmp_path / "vm.log.1").stat().st_size <= 2000
     assert log.stat().st_mode & 0o777 == 0o600
 

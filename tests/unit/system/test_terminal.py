@@ -112,7 +112,7 @@ def test_our_own_terminal_can_be_opened_anew() -> None:
 
 
 PROGRESS = """
-from _claude_sandbox.terminal import TerminalProgress
+from _claude_sandbox.system.terminal import TerminalProgress
 p = TerminalProgress()
 with p.stage('Cloning [red]x[/]') as say:
     say('disk [1/2]')
@@ -135,7 +135,7 @@ def test_a_tool_s_words_in_a_spinner_do_not_steer_the_terminal() -> None:
     evil = "\\x1b]0;owned\\x07\\u202e\\x9b2J"
     program = f"""
 import time
-from _claude_sandbox.terminal import TerminalProgress
+from _claude_sandbox.system.terminal import TerminalProgress
 with TerminalProgress().stage('Stage {evil}') as say:
     say('words {evil}')
     time.sleep(0.3)

@@ -142,7 +142,7 @@ def test_there_is_one_stripper() -> None:
 def test_a_program_s_log_may_be_shown_on_a_terminal(tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = r"printf 'a\033]0;t\007b\r\n\tc\233d\n' >&2"
-    LocalRunner().run(Command(("sh", "-c", script)), logfile=log)
+    LocalRunner().stream(Command(("sh", "-c", script)), logfile=log)
     assert log.read_text() == "a\\x1b]0;t\\x07b\n\tc\\x9bd\n"
 
 

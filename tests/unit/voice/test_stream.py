@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from _claude_sandbox.system import program
-from _claude_sandbox.system.run import Command, spawn_group
+from _claude_sandbox.system.run import Command, LocalRunner
 from _claude_sandbox.voice import recorder as voice_recorder
 from _claude_sandbox.voice.recorder import BYTES_PER_SECOND, CaptureCommand, Silence
 from _claude_sandbox.voice.stream import MicrophoneSocket, RecordingLimits, RecordingRegistry
@@ -61,7 +61,7 @@ class Bench:
         self.lines: list[MicrophoneSocket] = []
 
     async def _spawn(self, argv: Sequence[str]) -> asyncio.subprocess.Process:
-        return await spawn_group(Command(tuple(argv)))
+        return await LocalRunner().spawn_reader(Command(tuple(argv)))
 
     def _changed(self, name: str, pid: int | None) -> None:
         self.told.append((name, pid is not None))
