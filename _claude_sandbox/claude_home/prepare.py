@@ -26,9 +26,9 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.lima.ssh import Guest
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_atomic
-from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import shares
 from _claude_sandbox.vm.mark import mark_of
+from _claude_sandbox.vm.target import Target
 
 SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
 PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
@@ -107,7 +107,7 @@ _OPEN = frozenset(
 
 
 @dataclass(frozen=True)
-class Given:
+class SessionInputs:
     """What a session in the VM is given. `looked_at`: the files on which that depends.
 
     `warned`: something was wrong with the settings or the login, and the user should hear of it each time.
@@ -136,12 +136,13 @@ def _origin(name: str, value: str, of_login: Mapping[str, Origin]) -> Origin | N
     return origin if origin is not None and origin[0] == "file" else None
 
 
-def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick: bool = False) -> Given:
+def bring_up_to_date(ctx: Context, target: Target, *, quick: bool = False) -> SessionInputs:
     """Settings, login and first-run files into the guest; returns what the session gets.
 
     `quick`: not when this boot of the VM has had the same ones already. What the guest cannot take (its disk is
     full, it has no tar) is a warning: a session is how its user frees the disk. Raises GuestConnectionError.
     """
+    config, instance = target.config, target.instance
     warnings: list[str] = []
     unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
 
@@ -154,13 +155,13 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
     if warning := host_tree.users_own_warning(directory):
         warn(warning)
     if config.hooks:
-        listening = _listen(config, instance)
+        listening = _listen(target)
     guest = ctx.guest(instance)
     guest.connect()
     chosen = _login(ctx, directory, warn)
     env = {
         **environment(config),
-        **_hooks_socket(config, instance),
+        **_hooks_socket(target),
         **credentials_select.launch_env(os.environ),
         **chosen.environment(),
     }
@@ -198,26 +199,26 @@ def bring_up_to_date(ctx: Context, config: Config, instance: Instance, *, quick:
         for trouble in listening():
             ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
     credential = str(config.settings / credentials_stores.FILE)
-    return Given(env, chosen, (*tree.looked_at, credential), bool(warnings))
+    return SessionInputs(env, chosen, (*tree.looked_at, credential), bool(warnings))
 
 
-def _hooks_socket(config: Config, instance: Instance) -> dict[str, str]:
-    """The variable that tells the guest where the host listens."""
-    if not config.hooks:
+def _hooks_socket(target: Target) -> dict[str, str]:
+    """The variable that names the guest's end of the connection to the hooks server."""
+    if not target.config.hooks:
         return {}
-    return {"CLAUDE_HOOKS_SOCKET": hooks_registration.guest_socket(vm_document.guest_uid(instance))}
+    return {"CLAUDE_HOOKS_SOCKET": hooks_registration.guest_socket(target.uid)}
 
 
-def _listen(config: Config, instance: Instance) -> Callable[[], list[str]]:
+def _listen(target: Target) -> Callable[[], list[str]]:
     """Have the hooks server listen to this VM, while we go on. The result waits for that, for a while (whoever
-    becomes ssh would break it off), and tells what went wrong."""
+    becomes ssh would break it off), and returns what went wrong."""
     import threading
 
     trouble: list[str] = []
 
     def listen() -> None:
         try:
-            hooks_client.register(instance, config.project, uid=vm_document.guest_uid(instance))
+            hooks_client.register(target.instance, target.config.project, uid=target.uid)
             hooks_client.ensure()
         except (ClaudeSandboxError, OSError) as error:
             trouble.append(f"The host will not hear when Claude needs you: {error}")
@@ -306,13 +307,6 @@ def _prepared(instance: Instance) -> str | None:
         return (instance.dir / PREPARED).read_text()
     except OSError:
         return None
-
-
-def prepared_since(instance: Instance, began: int) -> bool:
-    try:
-        return (instance.dir / PREPARED).stat().st_mtime_ns > began
-    except OSError:
-        return False
 
 
 def _other_guests(ctx: Context, instance: Instance) -> dict[str, Guest]:

@@ -98,20 +98,20 @@ class Invocation:
     def _typed(self) -> dict[str, Any]:
         return {**self.typed_settings, "dir": self.options.dir}
 
-    @property
+    @cached_property
     def project(self) -> Path:
-        """The project's resolved directory. Raises ClaudeSandboxError."""
+        """The project's resolved directory, for this user: who becomes another one forgets it. Raises ClaudeSandboxError."""
         return config_table.project_directory(self.options.dir)
 
     @cached_property
     def config(self) -> config_table.Config:
         """Every setting's value. Raises UsageError, ConfigError; ApprovalNeeded, unless the user approves now."""
         try:
-            return config_table.load(self._typed)
+            return config_table.load(self._typed, project=self.project)
         except config_approvals.ApprovalNeeded as needed:
             if not self._approved_now(needed):
                 raise
-        return config_table.load(self._typed)
+        return config_table.load(self._typed, project=self.project)
 
     def lenient_config(self, *, ask: bool = False) -> config_table.Config:
         """For verbs that need nothing of the project's file, which a guest can write: when it is broken or not
@@ -121,7 +121,7 @@ class Invocation:
                 return self.config
         except ConfigError:
             pass
-        loaded, trouble = config_table.load_leniently(self._typed)
+        loaded, trouble = config_table.load_leniently(self._typed, project=self.project)
         if trouble is not None:
             self.progress.warn(f"The project's file was left out: {trouble.brief}")
         return loaded

@@ -66,7 +66,7 @@ def run(call: Invocation) -> int:
     if call.verb.check:
         _function(call.verb.check)(call)
     if call.options.dir is not None:
-        config_table.project_directory(call.options.dir)
+        _ = call.project
     if root and call.verb.as_user and sys.platform == "linux":
         from _claude_sandbox.cli.verbs import host as verbs_host
 

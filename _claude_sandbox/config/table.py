@@ -178,14 +178,18 @@ def project_directory(text: str | None) -> Path:
 
 
 def load(
-    flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, project_file: bool = True
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    project: Path | None = None,
+    project_file: bool = True,
 ) -> Config:
     """Choose each setting's value. `flags` holds parsed options by key (only those given), and `dir`.
 
-    Without `project_file` as if the project had none.
+    `project` is what `project_directory` made of `dir`. Without `project_file` as if the project had none.
     Raises UsageError (flag, environment), ConfigError (file) and ApprovalNeeded.
     """
-    project = project_directory(flags.get("dir"))
+    project = project or project_directory(flags.get("dir"))
     in_user = read(paths.config_file())
     file = project / PROJECT_FILE
     # Read once: a guest that writes the file meanwhile must not get approved what was not looked at.
@@ -224,7 +228,7 @@ def load(
 
 
 def load_leniently(
-    flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+    flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, project: Path | None = None
 ) -> tuple[Config, ConfigError | None]:
     """As `load`; without the project's file when that is broken or not approved, and what is wrong with it.
 
@@ -232,9 +236,9 @@ def load_leniently(
     user's own file.
     """
     try:
-        return load(flags, environ), None
+        return load(flags, environ, project=project), None
     except ConfigError as error:
-        return load(flags, environ, project_file=False), error
+        return load(flags, environ, project=project, project_file=False), error
 
 
 def _project_looked(text: str | None, environ: Mapping[str, str], project: Path) -> Looked:

@@ -55,6 +55,9 @@ class Context:
     start_env: Callable[[], Mapping[str, str | None]] = dict
     macos: bool = False
     dry: bool = False
+    before_start: Callable[[], None] = lambda: (
+        None
+    )  # installs what the host lacks; called when no VM runs yet
     ask: Confirm = nobody  # whatever --yes says: where saying yes without having looked could do harm
 
     @property

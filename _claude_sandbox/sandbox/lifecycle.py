@@ -24,7 +24,7 @@ from _claude_sandbox.errors import (
     SandboxNotFoundError,
 )
 from _claude_sandbox.hooks import client as hooks_client
-from _claude_sandbox.lima import readiness, vm_processes
+from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
 from _claude_sandbox.sandbox import working
@@ -43,8 +43,10 @@ from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.journal import Journal, project_lock_path
 from _claude_sandbox.vm.mark import mark_of, project_of
+from _claude_sandbox.vm.target import Target
 
 if TYPE_CHECKING:
+    from _claude_sandbox.claude_home.prepare import SessionInputs
     from _claude_sandbox.hooks.attention import Session
     from _claude_sandbox.hooks.event import Event
 
@@ -123,16 +125,46 @@ BuildTools = Callable[[], Any]
 """Builds the default tools VM; given by a front with a terminal (spec 4.4)."""
 
 
-def ensure(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> tuple[Instance, bool]:
-    """Make sure that the project's VM exists and runs; returns it and whether it was made now.
+@dataclass(frozen=True)
+class Ready:
+    """A project's VM that runs. `created`: by this call. `inputs`: what its start has brought for a session."""
+
+    target: Target
+    created: bool = False
+    inputs: SessionInputs | None = field(default=None, repr=False)
+
+    @property
+    def instance(self) -> Instance:
+        return self.target.instance
+
+
+def ensure(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> Ready:
+    """Make sure that the project's VM exists and runs.
 
     Raises CreateError, StartError, RefusedError, UsageError, Cancelled.
     """
     with project_lock(ctx, config.project):
         instance = _find_whole(ctx, config)
         if instance is None:
-            return _create(ctx, config, build_tools), True
-        return _bring_up(ctx, config, instance), False
+            return _create(ctx, config, build_tools)
+        _before_start(ctx, instance)
+        return _bring_up(ctx, config, instance)
+
+
+def ensure_existing(ctx: Context, config: Config) -> Ready:
+    """Make sure that the project's VM runs; none is made. Raises SandboxNotFoundError too."""
+    with project_lock(ctx, config.project):
+        instance = _find_whole(ctx, config)
+        if instance is None:
+            raise _not_found(config.project)
+        _before_start(ctx, instance)
+        return _bring_up(ctx, config, instance)
+
+
+def _before_start(ctx: Context, instance: Instance) -> None:
+    """Where a VM runs, the host lacks nothing."""
+    if instance.status != RUNNING:
+        ctx.before_start()
 
 
 def create_only(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> Sandbox:
@@ -144,7 +176,7 @@ def create_only(ctx: Context, config: Config, build_tools: BuildTools | None = N
                 f"This project has a sandbox already: {instance.name}",
                 resolution="`claude-sandbox start` starts it, `claude-sandbox delete` removes it.",
             )
-        return Sandbox.of(_create(ctx, config, build_tools), created=True)
+        return Sandbox.of(_create(ctx, config, build_tools).instance, created=True)
 
 
 def _find_whole(ctx: Context, config: Config) -> Instance | None:
@@ -185,25 +217,27 @@ def _after_move(ctx: Context, project: Path) -> Instance | None:
     return ctx.lima.get(instance.name)
 
 
-def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Instance:
+def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Ready:
+    ctx.before_start()
     base = vm_create.base_of(ctx, config)
     if base is None and config.template is None and build_tools is not None:
         build_tools()
         base = vm_create.base_of(ctx, config)
     elif base is not None and base.status == RUNNING:
         _working_or_cancel(ctx, base)
-    return vm_create.create(ctx, config, base, _prepare(config))
+    early = _early(ctx)
+    return Ready(vm_create.create(ctx, config, base, early), True, early.prepared)
 
 
-def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
+def _bring_up(ctx: Context, config: Config, instance: Instance) -> Ready:
     made_from = vm_origin.of(instance.dir)
     reconfigure.check_origin(ctx, config, instance.name, made_from)
     packages = reconfigure.missing_packages(config, made_from)
     asked = bool(packages) or any(
         config.given(key) for key in ("cpus", "memory", "disk", "ports", "mounts", "settings", "full-clone")
     )
-    if instance.status == RUNNING and not asked and readiness.was_ready(instance):
-        return instance
+    if instance.status == RUNNING and not asked and (target := Target.of_ready_boot(config, instance)):
+        return Ready(target)
     instance = vm_settle.settle(ctx, instance)
     document = vm_document.read(instance)
     wanted = reconfigure.wanted(ctx, config, document)
@@ -215,8 +249,8 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
         reconfigure.tell_later(
             ctx, config, (*wanted.words, *([f"packages {', '.join(packages)}"] if packages else []))
         )
-        vm_start.wait_ready(ctx, instance)
-        return instance
+        vm_start.wait_ready(ctx, instance, document)
+        return Ready(Target.of(config, instance, document))
     vm_shares.check_shares(wanted.document)
     vm_checks.check_ports(vm_lima_yaml.ports_of(wanted.document))
     if wanted.words:
@@ -225,13 +259,16 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Instance:
     if linked and not ctx.dry:
         linked_clone.make_full(ctx, instance.dir)
     shares = vm_lima_yaml.shares_of(wanted.document)
-    early = first_boot.Early(ctx, shares, _prepare(config))
+    early = _early(ctx)
     with _changed_back_if_it_fails(ctx, instance, document, wanted):
-        started = vm_start.start(ctx, instance.name, wanted.document, on_ssh_ready=early.begin)
+        started = vm_start.start(
+            ctx, instance.name, wanted.document,
+            on_ssh_ready=lambda coming: early.begin(Target.of(config, coming, wanted.document), shares),
+        )  # fmt: skip
     first_boot.check_mounts(ctx, started, shares, early)
     if packages:
         reconfigure.install(ctx, started, packages)
-    return started
+    return Ready(Target.of(config, started, wanted.document), inputs=early.prepared)
 
 
 @contextlib.contextmanager
@@ -247,14 +284,11 @@ def _changed_back_if_it_fails(
         raise
 
 
-def _prepare(config: Config) -> Callable[[Context, Instance], None]:
+def _early(ctx: Context) -> first_boot.Early[SessionInputs]:
     """Settings and login for the launch that is to follow, while Lima still waits for its guest agent."""
     from _claude_sandbox.claude_home import prepare as claude_home_prepare
 
-    def bring(ctx: Context, instance: Instance) -> None:
-        claude_home_prepare.bring_up_to_date(ctx, config, instance, quick=True)
-
-    return bring
+    return first_boot.Early(ctx, claude_home_prepare.bring_up_to_date)
 
 
 # -- stop, delete --------------------------------------------------------------------------------
@@ -291,12 +325,13 @@ def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
         instance = _existing(ctx, config.project)
         if instance is None:
             raise _not_found(config.project)
+        _before_start(ctx, instance)
         _check_before_stop(ctx, config, instance)
         if not force:
             _working_or_cancel(ctx, instance)
         vm_stop.stop(ctx, instance, force=force)
         stopped = ctx.lima.get(instance.name) or instance
-        return Sandbox.of(_bring_up(ctx, config, stopped))
+        return Sandbox.of(_bring_up(ctx, config, stopped).instance)
 
 
 def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from _claude_sandbox.claude_home import prepare as claude_home_prepare
-from _claude_sandbox.claude_home.prepare import Given
-from _claude_sandbox.config.table import PROJECT_FILE, Config
+from _claude_sandbox.claude_home.prepare import SessionInputs
+from _claude_sandbox.config.table import PROJECT_FILE
 from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
@@ -18,19 +18,20 @@ from _claude_sandbox.session.attach import Session, attach, forget_old_sessions,
 from _claude_sandbox.system import paths, program, terminal
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals.tmux import Tmux
-from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import first_boot
 from _claude_sandbox.vm.journal import project_lock_path
+from _claude_sandbox.vm.target import Target
 from _claude_sandbox.voice import grants as voice_grants
 
 
 def run_claude(
-    ctx: Context, config: Config, instance: Instance, arguments: Sequence[str], *, new: bool, began: int
+    ctx: Context, target: Target, arguments: Sequence[str], *, new: bool, inputs: SessionInputs | None = None
 ) -> int:
     """Claude on the terminal; its exit code, or 0 after a detach. Attaches a live session again.
 
-    `began` is when this program did (ns): what a start has brought since then is not brought again.
+    `inputs` is what the VM's start has brought already.
     """
+    config, instance = target.config, target.instance
     forget_old_sessions()
     tmux = Tmux(ctx.runner)
     tty = sys.stdin.isatty() and sys.stdout.isatty()
@@ -39,15 +40,13 @@ def run_claude(
         if config.sources.get("voice", "").startswith("--"):
             ctx.progress.warn("This is the session that ran already; --voice counts for a new one (--new).")
         return attach(ctx, tmux, live)
-    given = claude_home_prepare.bring_up_to_date(
-        ctx, config, instance, quick=claude_home_prepare.prepared_since(instance, began)
-    )
+    inputs = inputs or claude_home_prepare.bring_up_to_date(ctx, target)
     first_boot.mention_old_claude(ctx, instance)
     if config.voice and (trouble := voice_grants.trouble(config.voice_command)):
         ctx.progress.warn(trouble)
-    line = remote_command.claude_line(vm_document.project_point(instance), arguments, voice=config.voice)
-    command = ctx.guest(instance).session(line, given.env, tty=tty)
-    uuid = given.env["CLAUDE_SANDBOX_UUID"]
+    line = remote_command.claude_line(target.point, arguments, voice=config.voice)
+    command = ctx.guest(instance).session(line, inputs.env, tty=tty)
+    uuid = inputs.env["CLAUDE_SANDBOX_UUID"]
     microphone = config.voice_command if config.voice else None
     session = Session(command, instance.name, str(config.settings), uuid, str(config.project), microphone)
     if tty and not tmux.inside() and tmux.usable() and terminal.own_tty():
@@ -72,32 +71,30 @@ def _live(ctx: Context, tmux: Tmux, instance: Instance) -> str | None:
 
 
 def run_shell(
-    ctx: Context, config: Config, instance: Instance, arguments: Sequence[str], *, began: int
+    ctx: Context, target: Target, arguments: Sequence[str], *, began: int, inputs: SessionInputs | None = None
 ) -> int:
     """A shell, or a command, in the VM with Claude's environment; becomes ssh when it can.
 
-    `began` is when this program did (ns), for the note that makes the next shell quicker.
+    `began` is when this program did (ns), for the note that makes the next shell quicker; `inputs` as above.
     """
     tty = sys.stdin.isatty() and (sys.stdout.isatty() or not arguments)
-    given = claude_home_prepare.bring_up_to_date(ctx, config, instance, quick=True)
-    point = vm_document.project_point(instance)
+    inputs = inputs or claude_home_prepare.bring_up_to_date(ctx, target, quick=True)
     with contextlib.suppress(OSError, ValueError):  # the next shell is a little slower then
-        _leave_note(ctx, config, instance, given, point, began)
-    line = remote_command.shell_line(point, arguments, tty=tty)
-    ctx.runner.exec(ctx.guest(instance).session(line, given.env, tty=tty))
+        _leave_note(ctx, target, inputs, began)
+    line = remote_command.shell_line(target.point, arguments, tty=tty)
+    ctx.runner.exec(ctx.guest(target.instance).session(line, inputs.env, tty=tty))
 
 
-def _leave_note(
-    ctx: Context, config: Config, instance: Instance, given: Given, point: str, began: int
-) -> None:
-    """For `warm`: all that this shell depended on, if that can be said without a secret."""
-    env = given.origins()
+def _leave_note(ctx: Context, target: Target, inputs: SessionInputs, began: int) -> None:
+    """For session.fast_shell: all that this shell depended on, if that can be said without a secret."""
+    config, instance = target.config, target.instance
+    env = inputs.origins()
     pid_files = sorted(instance.dir.glob("*.pid"))
-    if env is None or given.warned or len(pid_files) != 2:  # the host agent's and the driver's
+    if env is None or inputs.warned or len(pid_files) != 2:  # the host agent's and the driver's
         return
     guest = ctx.guest(instance)
     session = {
-        "point": point,
+        "point": target.point,
         "ssh": guest.ssh(),
         "host": instance.ssh_host,
         "control": str(guest.control_path),
@@ -106,7 +103,7 @@ def _leave_note(
     watch = [
         *pid_files, instance.dir / "lima.yaml", instance.ssh_config, paths.config_file(), paths.token_file(),
         config.project / PROJECT_FILE, "/etc/localtime", *_program(),
-        *given.looked_at,
+        *inputs.looked_at,
     ]  # fmt: skip
     fast_shell.save(
         str(config.project), began=began, session=session, env=env, watch=map(str, watch),

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from _claude_sandbox.vm.journal import Journal, base_lock, names_lock
 from _claude_sandbox.vm.lookup import candidates, free_name
 from _claude_sandbox.vm.mark import kind_of, mark_of
 from _claude_sandbox.vm.origin import Origin
+from _claude_sandbox.vm.target import Target
 
 DEFAULT_BASE = "tools-vm"
 DEFAULT_TEMPLATE = "template:default"
@@ -70,11 +71,11 @@ def create(
     ctx: Context,
     config: Config,
     base: Instance | None,
-    prepare: Callable[[Context, Instance], None] | None = None,
-) -> Instance:
+    early: first_boot.Early[Any] | None = None,
+) -> Target:
     """Make the VM of `config.project`, which has none, and start it. The project's lock is held.
 
-    `prepare` is for vm.first_boot.Early.
+    `early` begins as soon as the guest answers.
     Raises CreateError, RefusedError, SandboxExistsError; nothing half-made is left then.
     """
     shares = vm_shares.shares_for(ctx, config)
@@ -106,10 +107,13 @@ def create(
         else:
             document = _clone(ctx, base, meant, journal, full=config.full_clone)
         source = base.name if base else config.template or DEFAULT_TEMPLATE
-        early = first_boot.Early(ctx, shares, prepare)
+        begun = early or first_boot.Early(ctx)
         kind = f"first start from {source}"
-        instance = start.start(ctx, name, document, journal, kind=kind, on_ssh_ready=early.begin)
-        first_boot.finish(ctx, instance, shares, early, foreign=foreign, packages=config.packages)
+        instance = start.start(
+            ctx, name, document, journal, kind=kind,
+            on_ssh_ready=lambda coming: begun.begin(Target.of(config, coming, document), shares),
+        )  # fmt: skip
+        first_boot.finish(ctx, instance, shares, begun, foreign=foreign, packages=config.packages)
         if not ctx.dry:
             made = Origin(base.name, None) if base else Origin(None, source)
             replace(made, packages=config.packages).save(instance.dir)
@@ -118,7 +122,7 @@ def create(
             left = _could_not_remove(ctx, name)
         raise _as_create_error(error, name, left) from error
     journal.end()
-    return instance
+    return Target.of(config, instance, document)
 
 
 def _could_not_remove(ctx: Context, name: str) -> str:

@@ -1,8 +1,7 @@
-"""An instance's lima.yaml on the disk: read, written, and what else is asked of it while the VM runs."""
+"""An instance's lima.yaml on the disk: read and written."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,21 +54,3 @@ def record_ready(instance: Instance, document: Mapping[str, Any]) -> None:
     """Remember that this boot was ready, with the document's facts that a warm attach needs (lima/readiness.py)."""
     shared = lima_yaml.shares_of(document)
     readiness.record(instance, str(shared[0].point) if shared else "", lima_yaml.uid_of(document))
-
-
-def project_point(instance: Instance) -> str:
-    """Where a running sandbox has its project (the first of its mounts)."""
-    with contextlib.suppress(OSError):
-        boot, point, _ = readiness.recorded(instance)
-        if point and boot == readiness.boot_id(instance):
-            return point
-    return str(lima_yaml.shares_of(read(instance))[0].point)
-
-
-def guest_uid(instance: Instance) -> int:
-    """The uid of a running sandbox's user."""
-    with contextlib.suppress(OSError, ValueError):
-        boot, _, uid = readiness.recorded(instance)
-        if boot == readiness.boot_id(instance):
-            return int(uid)
-    return lima_yaml.uid_of(read(instance))

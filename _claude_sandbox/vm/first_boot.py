@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 from _claude_sandbox.errors import ClaudeSandboxError, CreateError, StartError
 from _claude_sandbox.lima.context import Context
@@ -21,6 +22,9 @@ from _claude_sandbox.system.run import Result
 from _claude_sandbox.system.text import number, one_line, printable
 from _claude_sandbox.vm import mounts
 from _claude_sandbox.vm.lima_yaml import Share
+from _claude_sandbox.vm.target import Target
+
+Prepared = TypeVar("Prepared")
 
 CLAUDE_DATE = "claude-sandbox.claude"  # in the instance directory: when its claude came, when we last spoke
 OLD_DAYS = 30
@@ -45,29 +49,31 @@ _FAST = "fast"  # our init has done everything before sshd: nothing comes later
 _BY_CLOUD_INIT = "cloud-init: "
 
 
-class Early:
+class Early(Generic[Prepared]):
     """What is done over ssh while Lima still waits for its guest agent: the mounts, and `prepare`.
 
     Only for a boot that our init has set up as a whole. In any other nothing early counts: scripts that run
-    later may add mounts, groups and variables. `prepare` gets a context whose words come when it has ended.
+    later may add mounts, groups and variables. `prepare` gets a context whose words come when it has ended; what
+    it returned for this boot is `prepared`.
     """
 
     def __init__(
         self,
         ctx: Context,
-        shares: Sequence[Share],
-        prepare: Callable[[Context, Instance], None] | None = None,
+        prepare: Callable[[Context, Target], Prepared] | None = None,
     ) -> None:
-        self._ctx, self._shares, self._prepare = ctx, shares, prepare
+        self._ctx, self._prepare = ctx, prepare
+        self.prepared: Prepared | None = None
         self._words = _Words()
         self._thread: threading.Thread | None = None
         self._mounted = False
         self._bug: Exception | None = None
 
-    def begin(self, instance: Instance) -> None:
-        """Returns at once. A second start (the first one failed) begins anew."""
+    def begin(self, target: Target, shares: Sequence[Share]) -> None:
+        """Returns at once. A second start (the first one failed) begins again."""
         self.ended()
-        self._thread = threading.Thread(target=self._work, args=(instance,), daemon=True)
+        self._mounted, self.prepared = False, None
+        self._thread = threading.Thread(target=self._work, args=(target, shares), daemon=True)
         self._thread.start()
 
     def ended(self) -> bool:
@@ -80,13 +86,13 @@ class Early:
             raise self._bug
         return self._mounted
 
-    def _work(self, instance: Instance) -> None:
+    def _work(self, target: Target, shares: Sequence[Share]) -> None:
         quiet = replace(self._ctx, progress=self._words)
         try:
-            result = _look(quiet, instance, self._shares)
+            result = _look(quiet, target.instance, shares)
             self._mounted = result.ok and result.text.strip() == _FAST
             if self._mounted and self._prepare is not None:
-                self._prepare(quiet, instance)
+                self.prepared = self._prepare(quiet, target)
         except (ClaudeSandboxError, OSError):
             pass  # it is met again, and told, when it is done in its turn
         except Exception as error:  # noqa: BLE001  # told by the thread that can
@@ -120,7 +126,7 @@ def _look(ctx: Context, instance: Instance, shares: Sequence[Share]) -> Result:
     return guest.run(_MOUNTS, parents, *map(str, points), timeout=60)
 
 
-def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share], early: Early) -> None:
+def check_mounts(ctx: Context, instance: Instance, shares: Sequence[Share], early: Early[Any]) -> None:
     """After each start. Raises StartError when the guest does not have a mount."""
     if early.ended() or ctx.dry:
         return
@@ -146,7 +152,7 @@ def finish(
     ctx: Context,
     instance: Instance,
     shares: Sequence[Share],
-    early: Early,
+    early: Early[Any],
     *,
     foreign: bool,
     packages: Sequence[str],

@@ -185,7 +185,7 @@ def _force_stop(ctx: Context, name: str) -> list[str]:
 # -- a VM that somebody else starts --------------------------------------------------------------
 
 
-def wait_ready(ctx: Context, instance: Instance, timeout: float = 300) -> None:
+def wait_ready(ctx: Context, instance: Instance, meant: Mapping[str, Any], timeout: float = 300) -> None:
     """Wait for a VM that somebody else started (or a killed run of ours). Raises StartError."""
     import time
 
@@ -201,7 +201,7 @@ def wait_ready(ctx: Context, instance: Instance, timeout: float = 300) -> None:
                     f"its console: {instance.dir / 'serial.log'}",
                 )
             time.sleep(1)
-    document.record_ready(instance, document.read(instance))
+    document.record_ready(instance, meant)
 
 
 def _usable(ctx: Context, name: str) -> bool:

@@ -88,7 +88,8 @@ def rebuild(call: Invocation) -> int:
         return call.show({"name": name, "plan": plan}, "")
     from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
 
-    base = base_vm_rebuild.check_ours(context_after_setup(call).lima, name)
+    context_after_setup(call).before_start()
+    base = base_vm_rebuild.check_ours(call.ctx.lima, name)
     if base is not None and base.status == "Running":
         sandbox_lifecycle.stop_base(call.ctx, base)
     report = _build(call, name, only, True if call.options.from_packages else None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,30 +46,30 @@ def doctor(call: Invocation) -> int:
 
 
 def context_after_setup(call: Invocation) -> Context:
-    """The context for verbs that start VMs: what the host lacks is installed first, unless the sandbox runs.
+    """The context for verbs that start VMs. Where Lima is missing, all that the host lacks is installed now.
 
     Raises HostSetupError, UsageError, Cancelled.
     """
-    if not _sandbox_runs(call):
-        from _claude_sandbox.config import parsers as config_parsers
-        from _claude_sandbox.vm import checks as vm_checks
-
-        _check_places(call)
-        typed = call.typed_settings["ports"]
-        ports = config_parsers.parse_ports(typed) if typed else ()
-        _install_missing(call, lambda: vm_checks.check_ports(ports))
-    return call.ctx
-
-
-def _sandbox_runs(call: Invocation) -> bool:
-    """Whether this project's sandbox runs: then the host lacks nothing."""
-    from _claude_sandbox.vm import lookup as vm_lookup
-
     try:
-        instance = vm_lookup.by_name(call.ctx, call.project)
+        return context_with_setup(call)
     except HostSetupError:
-        return False
-    return instance is not None and instance.status == "Running"
+        _set_up(call)
+        return context_with_setup(call)
+
+
+def context_with_setup(call: Invocation) -> Context:
+    """The context whose `before_start` installs what the host lacks, once. Raises HostSetupError without Lima."""
+    return replace(call.ctx, before_start=functools.cache(lambda: _set_up(call)))
+
+
+def _set_up(call: Invocation) -> None:
+    from _claude_sandbox.config import parsers as config_parsers
+    from _claude_sandbox.vm import checks as vm_checks
+
+    _check_places(call)
+    typed = call.typed_settings["ports"]
+    ports = config_parsers.parse_ports(typed) if typed else ()
+    _install_missing(call, lambda: vm_checks.check_ports(ports))
 
 
 def _check_places(call: Invocation) -> None:
@@ -117,6 +119,7 @@ def become_user(call: Invocation) -> None:
             _apply(call, plan)
     if note := run_as.become_user(project):
         call.progress.note(note)
+        del call.project  # that user may see another directory there
 
 
 def _apply(call: Invocation, plan: SetupPlan) -> None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.cli.verbs import base_vm
-from _claude_sandbox.cli.verbs.host import context_after_setup
-from _claude_sandbox.errors import SandboxNotFoundError, together
-from _claude_sandbox.lima.limactl import Instance
+from _claude_sandbox.cli.verbs.host import context_after_setup, context_with_setup
+from _claude_sandbox.errors import together
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.vm import lookup as vm_lookup
 
@@ -18,20 +17,16 @@ if TYPE_CHECKING:
     from _claude_sandbox.lima.ssh import Guest
 
 
-def ensure(call: Invocation) -> tuple[Instance, bool]:
-    """The project's sandbox, running, and whether this call created it."""
+def ensure(call: Invocation) -> sandbox_lifecycle.Ready:
+    """The project's sandbox, running; created if need be."""
     config = call.config  # before the host's setup: a wrong value installs nothing
     return sandbox_lifecycle.ensure(context_after_setup(call), config, base_vm.builder(call))
 
 
 def running_guest(call: Invocation, config: Config) -> Guest:
     """The way into the project's sandbox, which is started if need be but never created. Raises SandboxNotFoundError."""
-    if vm_lookup.find(call.ctx, config.project) is None:
-        raise SandboxNotFoundError(
-            f"There is no sandbox for {config.project}.", resolution="`claude-sandbox create` makes one."
-        )
-    instance, _ = sandbox_lifecycle.ensure(context_after_setup(call), config)
-    guest = call.ctx.guest(instance)
+    ready = sandbox_lifecycle.ensure_existing(context_with_setup(call), config)
+    guest = call.ctx.guest(ready.instance)
     guest.connect()
     return guest
 
@@ -43,7 +38,7 @@ def create(call: Invocation) -> int:
 
 
 def start(call: Invocation) -> int:
-    instance, _ = ensure(call)
+    instance = ensure(call).instance
     return call.show(sandbox_lifecycle.Sandbox.of(instance), f"{instance.name} is running.")
 
 
@@ -112,6 +107,6 @@ def update(call: Invocation) -> int:
     from _claude_sandbox.vm import first_boot
 
     config = call.config
-    instance, _ = sandbox_lifecycle.ensure(context_after_setup(call), config)
+    instance = sandbox_lifecycle.ensure(context_after_setup(call), config).instance
     version = first_boot.update_claude(call.ctx, instance)
     return call.show({"name": instance.name, "claude": version}, f"Claude Code in {instance.name}: {version}")

@@ -13,21 +13,21 @@ def claude(call: Invocation) -> int:
     """Run Claude Code in the project's sandbox; returns Claude's exit code."""
     from _claude_sandbox.session import launch
 
-    instance, created = ensure(call)
+    ready = ensure(call)
     if call.options.dry_run:
         return 0
-    new = call.options.new or created
-    return launch.run_claude(call.ctx, call.config, instance, call.rest, new=new, began=call.began)
+    new = call.options.new or ready.created
+    return launch.run_claude(call.ctx, ready.target, call.rest, new=new, inputs=ready.inputs)
 
 
 def shell(call: Invocation) -> int:
     """Run a login shell or a command in the project's sandbox; returns its exit code."""
     from _claude_sandbox.session import launch
 
-    instance, _ = ensure(call)
+    ready = ensure(call)
     if call.options.dry_run:
         return 0
-    return launch.run_shell(call.ctx, call.config, instance, call.rest, began=call.began)
+    return launch.run_shell(call.ctx, ready.target, call.rest, began=call.began, inputs=ready.inputs)
 
 
 def run_prepared(call: Invocation) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from recording import Recorder, failed, listen, told
 
+from _claude_sandbox.config.table import Config
 from _claude_sandbox.errors import GuestConnectionError, StartError
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, Instance
@@ -14,6 +16,7 @@ from _claude_sandbox.system.run import Result
 from _claude_sandbox.vm import first_boot
 from _claude_sandbox.vm.first_boot import Early
 from _claude_sandbox.vm.lima_yaml import Share
+from _claude_sandbox.vm.target import Target
 
 NAME = "claude-sandbox-app"
 SHARES = (Share(Path("/p"), Path("/p"), True),)
@@ -31,9 +34,11 @@ def looks(recorder: Recorder) -> int:
     return sum("mountpoint" in argv[-1] for argv in recorder.argvs())
 
 
-def begun(ctx: Context, instance: Instance, **more: object) -> Early:
-    early = Early(ctx, SHARES, **more)  # type: ignore[arg-type]
-    early.begin(instance)
+def begun(
+    ctx: Context, instance: Instance, prepare: Callable[[Context, Target], str] | None = None
+) -> Early[str]:
+    early = Early(ctx, prepare)
+    early.begin(Target(Config(Path("/p"), Path("/s")), instance, "/p", 1000), SHARES)
     return early
 
 
@@ -43,6 +48,14 @@ def test_mounts_that_were_seen_early_are_not_looked_at_again(
     recorder.on("ssh", then=Result(0, b"fast\n"))
     first_boot.check_mounts(ctx, instance, SHARES, begun(ctx, instance))
     assert looks(recorder) == 1 and not any("exit" in argv for argv in recorder.argvs())
+
+
+def test_what_was_prepared_is_of_the_last_boot(ctx: Context, recorder: Recorder, instance: Instance) -> None:
+    recorder.on("ssh", then=[Result(0, b"fast\n"), failed("no connection", 255)])
+    early = begun(ctx, instance, prepare=lambda _ctx, target: target.instance.name)
+    assert early.ended() and early.prepared == NAME
+    early.begin(Target(Config(Path("/p"), Path("/s")), instance, "/p", 1000), SHARES)
+    assert not early.ended() and early.prepared is None
 
 
 @pytest.mark.parametrize(
@@ -60,10 +73,9 @@ def test_of_any_other_boot_nothing_early_counts(
     ctx: Context, recorder: Recorder, instance: Instance, answer: Result
 ) -> None:
     """What runs later may mount, and the connection is from before: both are made anew."""
-    prepared: list[str] = []
     recorder.on("ssh", then=answer)
-    early = begun(ctx, instance, prepare=lambda _ctx, vm: prepared.append(vm.name))
-    assert not early.ended() and prepared == []
+    early = begun(ctx, instance, prepare=lambda _ctx, target: target.instance.name)
+    assert not early.ended() and early.prepared is None
     recorder.on("ssh", then=Result(0, b"cloud-init: user-data: packages"))
     first_boot.check_mounts(ctx, instance, SHARES, early)
     assert looks(recorder) == 2 and any("exit" in argv for argv in recorder.argvs())
@@ -84,7 +96,7 @@ def test_a_mount_that_is_missing_at_the_end_is_an_error(
 def test_what_is_prepared_tells_when_it_has_ended(
     ctx: Context, recorder: Recorder, instance: Instance
 ) -> None:
-    def prepare(quiet: Context, _instance: Instance) -> None:
+    def prepare(quiet: Context, _target: Target) -> str:
         quiet.progress.note("a note")
         quiet.progress.warn("a warning")
         assert told(ctx).notes == []
@@ -97,7 +109,7 @@ def test_what_is_prepared_tells_when_it_has_ended(
 
 
 def test_a_bug_is_not_lost(ctx: Context, recorder: Recorder, instance: Instance) -> None:
-    def prepare(_ctx: Context, _instance: Instance) -> None:
+    def prepare(_ctx: Context, _target: Target) -> str:
         raise KeyError("bug")
 
     recorder.on("ssh", then=Result(0, b"fast"))

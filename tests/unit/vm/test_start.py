@@ -208,15 +208,15 @@ def test_waiting_for_a_vm_that_somebody_else_starts(
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     instance = Instance(NAME, "Running", directory)
     recorder.on("ssh", then=[failed("", 255), failed("", 1), Result(0)])
-    vm_start.wait_ready(ctx, instance)
+    vm_start.wait_ready(ctx, instance, {})
     assert readiness.was_ready(instance)
     asked = len(recorder.calls)
-    vm_start.wait_ready(ctx, instance)
+    vm_start.wait_ready(ctx, instance, {})
     assert len(recorder.calls) == asked  # a warm attach asks nobody
     (directory / "ha.pid").write_text("1\n")
     recorder.on("ssh", then=failed("", 255))
     with pytest.raises(StartError, match="does not get ready"):
-        vm_start.wait_ready(ctx, instance, timeout=5)
+        vm_start.wait_ready(ctx, instance, {}, timeout=5)
 
 
 # -- shares ------------------------------------------------------------------------------------------
