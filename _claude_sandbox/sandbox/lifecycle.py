@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Any
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.disks import linked_clone
 from _claude_sandbox.disks import store as disks_store
-from _claude_sandbox.disks import users as disks_users
 from _claude_sandbox.errors import (
     Cancelled,
     ClaudeSandboxError,
-    LimaError,
     SandboxExistsError,
     SandboxNotFoundError,
 )
-from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
@@ -35,7 +32,6 @@ from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import first_boot, reconfigure
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import lookup as vm_lookup
-from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import origin as vm_origin
 from _claude_sandbox.vm import settle as vm_settle
 from _claude_sandbox.vm import shares as vm_shares
@@ -291,7 +287,7 @@ def _early(ctx: Context) -> first_boot.Early[SessionInputs]:
     return first_boot.Early(ctx, claude_home_prepare.bring_up_to_date)
 
 
-# -- stop, delete --------------------------------------------------------------------------------
+# -- stop --------------------------------------------------------------------------------------
 
 
 def _existing(ctx: Context, project: Path) -> Instance | None:
@@ -386,79 +382,6 @@ def _stop_one(ctx: Context, name: str, *, force: bool) -> Sandbox | None:
         _working_or_cancel(ctx, current)
     vm_stop.stop(ctx, current, force=force)
     return Sandbox.of(ctx.lima.get(name) or current)
-
-
-def delete(ctx: Context, project: Path) -> Sandbox:
-    """Stop and delete the project's VM, with the conversations in it; never a file of the project."""
-    with project_lock(ctx, project):
-        vm_stop.finish(ctx)
-        instance = vm_lookup.find(ctx, project)
-        if instance is None:
-            return Sandbox("", MISSING, project, project.is_dir())
-        _delete(ctx, instance)
-        return Sandbox.of(instance)
-
-
-def _delete(ctx: Context, instance: Instance) -> None:
-    """The caller holds the project's lock. A kill half-way is finished by the next run (journal).
-
-    Raises RefusedError (protected, a symlink), LimaError in limactl's words: then the sandbox is still there.
-    """
-    mark = mark_of(instance)
-    if mark is None or mark.kind != vm_mark.SANDBOX or mark.project is None:
-        raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
-    vm_stop.check_no_link(ctx, instance.name)
-    vm_stop.check_unprotected(ctx, instance.name)
-    with contextlib.suppress(ClaudeSandboxError):
-        ctx.guest(instance).disconnect()
-    with ctx.progress.stage(f"Deleting {instance.name}"):
-        if ctx.dry:
-            ctx.lima.delete(instance.name, force=True)
-            return
-        if vm_processes.running(instance.dir):
-            vm_stop.force_stop(ctx, instance.name)
-        hooks_client.unregister(instance)  # stopped: whatever comes next, a launch registers it again
-        _remove(ctx, instance, mark.project)
-
-
-def _remove(ctx: Context, instance: Instance, project: Path) -> None:
-    """A stopped VM goes. When Lima refuses, and left it whole, it is a good sandbox as before."""
-    journal = Journal(ctx.lima.home, instance.name)
-    try:
-        journal.begin(project)
-    except OSError as error:
-        if error.errno not in vm_stop.FULL:
-            raise
-        vm_stop.put_aside(ctx, instance.name)  # nothing can be written: whoever deletes wants to change that
-        journal.end()
-        return
-    try:
-        vm_create.remove_half_made(ctx, instance.name)
-    except LimaError:
-        if all((instance.dir / name).exists() for name in ("lima.yaml", disks_users.DISK)):
-            journal.end()
-        raise
-
-
-def prunable(ctx: Context, prefix: str = "", *, orphans: bool = False) -> list[Sandbox]:
-    """Our sandboxes whose name starts with `prefix`; with `orphans` only those without a directory."""
-    found = [Sandbox.of(instance) for instance in vm_lookup.ours(ctx) if instance.name.startswith(prefix)]
-    return [s for s in found if not (orphans and s.project_exists)]
-
-
-def prune(ctx: Context, sandboxes: list[Sandbox]) -> Outcome:
-    """Delete these, each looked at again under its lock: only what still carries our mark goes."""
-    outcome = Outcome()
-    vm_stop.finish(ctx)
-    for sandbox in sandboxes:
-        if sandbox.project is None:
-            continue
-        with outcome.going_on(), project_lock(ctx, sandbox.project):
-            instance = ctx.lima.get(sandbox.name)
-            if instance and project_of(instance) == sandbox.project:
-                _delete(ctx, instance)
-                outcome.done.append(sandbox)
-    return outcome
 
 
 def stop_base(ctx: Context, base: Instance) -> None:

@@ -11,8 +11,8 @@ from _claude_sandbox.cli.verbs.sandbox import busy_words, count, show_outcome
 from _claude_sandbox.config.parsers import format_size
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import UsageError
-from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.sandbox import prune_cache
+from _claude_sandbox.sandbox import removal as sandbox_removal
 from _claude_sandbox.system import paths, terminal
 
 
@@ -21,7 +21,7 @@ def prune(call: Invocation) -> int:
         return _prune_cache(call)
     if call.options.forget_home:
         raise UsageError("--forget-home goes with --cache.")
-    doomed = sandbox_lifecycle.prunable(call.ctx, call.options.prefix, orphans=call.options.orphans)
+    doomed = sandbox_removal.prunable(call.ctx, call.options.prefix, orphans=call.options.orphans)
     if doomed:
         names = "\n".join(render.sandbox_line(each) for each in doomed)
         if not call.options.json:
@@ -32,7 +32,7 @@ def prune(call: Invocation) -> int:
     nothing = "There is nothing to delete."
     if not doomed and call.options.dry_run and not call.options.json:
         print(nothing)
-    outcome = sandbox_lifecycle.prune(call.ctx, doomed)
+    outcome = sandbox_removal.prune(call.ctx, doomed)
     return show_outcome(call, outcome, f"Deleted {count(len(outcome.done))}." if doomed else nothing)
 
 

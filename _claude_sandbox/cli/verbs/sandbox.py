@@ -10,6 +10,7 @@ from _claude_sandbox.cli.verbs import base_vm
 from _claude_sandbox.cli.verbs.host import context_after_setup, context_with_setup
 from _claude_sandbox.errors import together
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
+from _claude_sandbox.sandbox import removal as sandbox_removal
 from _claude_sandbox.vm import lookup as vm_lookup
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def delete(call: Invocation) -> int:
         call.confirm_loss(
             f"{busy}Delete {found.name} with Claude's conversations in it? The project's files stay."
         )
-    return _show_end(call, sandbox_lifecycle.delete(call.ctx, project), "deleted")
+    return _show_end(call, sandbox_removal.delete(call.ctx, project), "deleted")
 
 
 def busy_words(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
+from _claude_sandbox.sandbox import removal as sandbox_removal
 from _claude_sandbox.system import paths, runtime_dir
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
@@ -69,7 +70,7 @@ def _remove_machines(
     call: Invocation, sandboxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance]
 ) -> None:
     """VMs and servers. What fails does not keep the rest; then our directories, which it needs, stay."""
-    outcome = sandbox_lifecycle.prune(call.ctx, list(sandboxes)) if sandboxes else sandbox_lifecycle.Outcome()
+    outcome = sandbox_removal.prune(call.ctx, list(sandboxes)) if sandboxes else sandbox_lifecycle.Outcome()
     with outcome.going_on():
         servers.stop_all()
     for base in bases:

@@ -14,7 +14,7 @@ from recording import Recorder, failed, listed, put_instance
 from _claude_sandbox.errors import ClaudeSandboxError, LimaError, RefusedError
 from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
-from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
+from _claude_sandbox.sandbox import removal as sandbox_removal
 from _claude_sandbox.sandbox.lifecycle import Sandbox
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
@@ -164,12 +164,12 @@ def test_prune_looks_again_whose_it_is(ctx: Context, home: Path, recorder: Recor
             "Param": {vm_mark.MARK_PARAM: mark.encode()},
         }
         recorder.on("limactl", "list", then=listed(row))
-        assert sandbox_lifecycle.prune(ctx, doomed).done == []
+        assert sandbox_removal.prune(ctx, doomed).done == []
         assert "delete" not in recorder.verbs() and directory.exists()
     mark = vm_mark.mark_for(NAME, mine)
     row = {"Name": NAME, "Dir": str(directory), "Param": {vm_mark.MARK_PARAM: mark.encode()}}
     recorder.on("limactl", "list", then=listed(row))
-    assert sandbox_lifecycle.prune(ctx, doomed).done == doomed and not directory.exists()
+    assert sandbox_removal.prune(ctx, doomed).done == doomed and not directory.exists()
 
 
 def test_a_delete_that_lima_left_half_done_is_finished_by_the_next_run(
@@ -183,5 +183,5 @@ def test_a_delete_that_lima_left_half_done_is_finished_by_the_next_run(
     for half in (False, True):
         (directory / "disk").touch() if not half else (directory / "disk").unlink()
         with pytest.raises(ClaudeSandboxError, match="limactl delete failed"):
-            sandbox_lifecycle.delete(ctx, mine)
+            sandbox_removal.delete(ctx, mine)
         assert Journal(ctx.lima.home, NAME).exists() == half
