@@ -1,19 +1,54 @@
-"""The front door: `python claude_sandbox.py` and the installed `claude-sandbox` both come in here."""
+"""The public Python API, and the way in for `python claude_sandbox.py` and the installed `claude-sandbox`.
+
+All names of `__all__` and the module `claude_sandbox.errors` are public (docs/python.md); `_claude_sandbox` is not.
+In a wheel this file is claude_sandbox/__init__.py, and what is in front_door/ is beside it.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from _claude_sandbox import __version__
-from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.errors import (
+    Cancelled,
+    ClaudeNotInstalledError,
+    ClaudeSandboxError,
+    ConfigError,
+    CreateError,
+    GuestConnectionError,
+    HostSetupError,
+    LimaError,
+    RefusedError,
+    SandboxExistsError,
+    SandboxNotFoundError,
+    StartError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
+    from _claude_sandbox.hooks.attention import Session
+    from _claude_sandbox.hooks.event import Event
     from _claude_sandbox.sandbox.lifecycle import Sandbox
 
 __all__ = [
+    "Cancelled",
+    "ClaudeNotInstalledError",
     "ClaudeSandboxError",
+    "ConfigError",
+    "CreateError",
+    "Event",
+    "GuestConnectionError",
+    "HostSetupError",
+    "LimaError",
+    "RefusedError",
     "Sandbox",
+    "SandboxExistsError",
+    "SandboxNotFoundError",
+    "Session",
+    "StartError",
+    "UsageError",
     "__version__",
     "main",
     "main_audio_server",
@@ -21,14 +56,20 @@ __all__ = [
     "main_rebuild_tools_vm",
 ]
 
+if "__path__" not in globals():  # in a checkout: where the submodules are
+    __path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "front_door")]
 
-def __getattr__(name: str) -> Any:
-    """`from claude_sandbox import Sandbox`, without a cost for the command line."""
-    if name != "Sandbox":
-        raise AttributeError(name)
-    from _claude_sandbox.sandbox.lifecycle import Sandbox
+# Imported when they are asked for: the command line pays for none of them.
+_LATE = {"Event": "hooks.event", "Sandbox": "sandbox.lifecycle", "Session": "hooks.attention"}
 
-    return Sandbox
+if not TYPE_CHECKING:  # a type checker would take every name for one that exists
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(f"_claude_sandbox.{_LATE[name]}"), name)
 
 
 def main(argv: list[str] | None = None) -> int:
