@@ -165,7 +165,7 @@ sys.path.insert(0, os.environ["OLD_ROOT"])
 from pathlib import Path
 from _claude_sandbox.hooks import client, server
 from _claude_sandbox.system import daemon, paths
-from _claude_sandbox.run import Command
+from _claude_sandbox.system.run import Command
 program = os.environ["OLD_PROGRAM"]
 def own_command(verb, *arguments):
     return Command((sys.executable, "-c", program, verb, *arguments))

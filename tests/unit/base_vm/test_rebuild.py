@@ -43,12 +43,12 @@ import os, sys
 from pathlib import Path
 from _claude_sandbox.base_vm import lima_yaml, rebuild
 from _claude_sandbox.system import paths
-from _claude_sandbox.vm import mark
-from _claude_sandbox.image import GuestImage
-from _claude_sandbox.image_recipe import ARCHES
-from _claude_sandbox.lima import Lima
-from _claude_sandbox.progress import Progress
-from _claude_sandbox.run import LocalRunner
+from _claude_sandbox.lima import context as lima_context
+from _claude_sandbox.base_vm.packages.build import GuestImage
+from _claude_sandbox.base_vm.packages.recipe import ARCHES
+from _claude_sandbox.lima.limactl import Lima
+from _claude_sandbox.system.progress import Progress
+from _claude_sandbox.system.run import LocalRunner
 
 image = Path(os.environ["HOME"]) / "image"
 image.mkdir(exist_ok=True)
