@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox.claude_home import first_run, host_tree, push
@@ -15,7 +15,7 @@ from _claude_sandbox.credentials import select as credentials_select
 from _claude_sandbox.credentials import share as credentials_share
 from _claude_sandbox.credentials import stores as credentials_stores
 from _claude_sandbox.credentials.exchange import Collected
-from _claude_sandbox.credentials.select import Origin
+from _claude_sandbox.credentials.variables import Origin, Variable
 from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
@@ -33,46 +33,38 @@ from _claude_sandbox.vm.target import Target
 SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
 PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
 # Terminals that ncurses-base of Debian and Ubuntu knows; others become xterm-256color.
-_TERMS = frozenset(
-    {
-        "xterm",
-        "xterm-256color",
-        "screen",
-        "screen-256color",
-        "tmux",
-        "tmux-256color",
-        "linux",
-        "vt100",
-        "rxvt",
-    }
-)
+_TERMS = [
+    "xterm",
+    "xterm-256color",
+    "screen",
+    "screen-256color",
+    "tmux",
+    "tmux-256color",
+    "linux",
+    "vt100",
+    "rxvt",
+]
+_URLS = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_PROXIES = (*_URLS, "no_proxy", "NO_PROXY")
 
 
-def environment(config: Config, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(config: Config, environ: Mapping[str, str] = os.environ) -> dict[str, Variable]:
     """What the guest's session gets besides the credential (spec 3.3, 3.5)."""
-    env = {
-        "CLAUDE_SANDBOX_UUID": remote_command.uuid4(),
-        "UV_PROJECT_ENVIRONMENT": environ.get("UV_PROJECT_ENVIRONMENT") or ".venv-agent",
+    text = {
         "LANG": "C.UTF-8",
         "TERM": guest_term(environ.get("TERM", "")),
         # Updates come by `claude-sandbox update`: many sandboxes must not each fetch one.
         "DISABLE_AUTOUPDATER": "1",
+        "UV_PROJECT_ENVIRONMENT": environ.get("UV_PROJECT_ENVIRONMENT") or ".venv-agent",
+        "TZ": time_zone(environ) or "",
+        "NODE_EXTRA_CA_CERTS": "/etc/ssl/certs/ca-certificates.crt" if config.ca else "",
     }
-    if zone := time_zone(environ):
-        env["TZ"] = zone
-    if environ.get("COLORTERM"):
-        env["COLORTERM"] = environ["COLORTERM"]
-    if config.proxy:
-        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-            for spelling in (name, name.upper()):
-                if environ.get(spelling):
-                    env[spelling] = (
-                        environ[spelling]
-                        if name == "no_proxy"
-                        else credentials_select.guest_url(environ[spelling])
-                    )
-    if config.ca:
-        env["NODE_EXTRA_CA_CERTS"] = "/etc/ssl/certs/ca-certificates.crt"
+    env = {name: Variable.of_text(value) for name, value in text.items() if value}
+    env["CLAUDE_SANDBOX_UUID"] = Variable(remote_command.uuid4(), ("uuid", ""))
+    for name in ("COLORTERM", *(_PROXIES if config.proxy else ())):
+        if value := environ.get(name):
+            rewritten = credentials_select.guest_url(value) if name in _URLS else value
+            env[name] = Variable.of_host(name, value, rewritten)
     return env
 
 
@@ -92,48 +84,26 @@ def time_zone(environ: Mapping[str, str]) -> str | None:
     return None
 
 
-# Variables of ours that hold no secret: their values may stand in a file.
-_OPEN = frozenset(
-    {
-        "UV_PROJECT_ENVIRONMENT",
-        "LANG",
-        "TERM",
-        "TZ",
-        "DISABLE_AUTOUPDATER",
-        "NODE_EXTRA_CA_CERTS",
-        "CLAUDE_HOOKS_SOCKET",
-    }
-)
-
-
 @dataclass(frozen=True)
 class SessionInputs:
     """What a session in the VM is given. `looked_at`: the files on which that depends.
 
-    `warned`: something was wrong with the settings or the login, and the user should hear of it each time.
+    `warned`: something was wrong with the settings or the login, and each session's user should see it.
     """
 
-    env: Mapping[str, str] = field(repr=False)
-    login: credentials_select.Login = field(repr=False)
+    variables: dict[str, Variable]
     looked_at: tuple[str, ...]
     warned: bool
 
+    @property
+    def env(self) -> dict[str, str]:
+        """Secret."""
+        return {name: variable.value for name, variable in self.variables.items()}
+
     def origins(self) -> dict[str, Origin] | None:
-        """Where each variable comes from (no secret); None if only its value could say it."""
-        found = {name: _origin(name, value, self.login.origins()) for name, value in self.env.items()}
-        known = {name: origin for name, origin in found.items() if origin is not None}
-        return known if len(known) == len(found) else None
-
-
-def _origin(name: str, value: str, of_login: Mapping[str, Origin]) -> Origin | None:
-    if name == "CLAUDE_SANDBOX_UUID":
-        return "uuid", ""
-    if os.environ.get(name) == value:
-        return "host", name
-    if name in _OPEN or (name == "ANTHROPIC_BASE_URL" and "@" not in value and "?" not in value):
-        return "text", value
-    origin = of_login.get(name)
-    return origin if origin is not None and origin[0] == "file" else None
+        """Where each variable comes from, without a secret; None if that of one is not known."""
+        found = {name: each.origin for name, each in self.variables.items() if each.origin is not None}
+        return found if len(found) == len(self.variables) else None
 
 
 def bring_up_to_date(ctx: Context, target: Target, *, quick: bool = False) -> SessionInputs:
@@ -159,7 +129,7 @@ def bring_up_to_date(ctx: Context, target: Target, *, quick: bool = False) -> Se
     guest = ctx.guest(instance)
     guest.connect()
     chosen = _login(ctx, directory, warn)
-    env = {
+    variables = {
         **environment(config),
         **_hooks_socket(target),
         **credentials_select.launch_env(os.environ),
@@ -199,14 +169,14 @@ def bring_up_to_date(ctx: Context, target: Target, *, quick: bool = False) -> Se
         for trouble in listening():
             ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
     credential = str(config.settings / credentials_stores.FILE)
-    return SessionInputs(env, chosen, (*tree.looked_at, credential), bool(warnings))
+    return SessionInputs(variables, (*tree.looked_at, credential), bool(warnings))
 
 
-def _hooks_socket(target: Target) -> dict[str, str]:
+def _hooks_socket(target: Target) -> dict[str, Variable]:
     """The variable that names the guest's end of the connection to the hooks server."""
     if not target.config.hooks:
         return {}
-    return {"CLAUDE_HOOKS_SOCKET": hooks_registration.guest_socket(target.uid)}
+    return {"CLAUDE_HOOKS_SOCKET": Variable.of_text(hooks_registration.guest_socket(target.uid))}
 
 
 def _listen(target: Target) -> Callable[[], list[str]]:

@@ -302,8 +302,8 @@ class _Push:
         if current is None and self.seen.claude_json is not None:
             self.aside["claude.json"] = self.seen.claude_json
             self.warn("~/.claude.json in the sandbox was no JSON object: set aside and made anew.")
-        key = login.environment().get("ANTHROPIC_API_KEY", "")
-        merged = merge_claude_json(current or {}, key_tail=key[-KEY_TAIL:] or None)
+        key = login.environment().get("ANTHROPIC_API_KEY")
+        merged = merge_claude_json(current or {}, key_tail=key.value[-KEY_TAIL:] if key else None)
         servers = host_tree.mcp_servers(merged)
         there = {name: json_state(value) for name, value in servers.items()}
         plan = three_way.plan(self.seen.base.mcp, self.tree.mcp_states, there)

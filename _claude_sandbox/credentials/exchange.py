@@ -11,6 +11,7 @@ from typing import Any
 from _claude_sandbox.credentials import stores
 from _claude_sandbox.credentials.record import UNDO_MS, Change, Record, Row, Verdict, judge, mark
 from _claude_sandbox.credentials.stores import Store
+from _claude_sandbox.credentials.variables import Variable
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import files
 
@@ -47,10 +48,7 @@ class CredentialLogin:
     def description(self) -> str:
         return self.store.where if self.hand_over() is not None else "none: log in in the sandbox with /login"
 
-    def environment(self) -> dict[str, str]:
-        return {}
-
-    def origins(self) -> dict[str, tuple[str, str]]:
+    def environment(self) -> dict[str, Variable]:
         return {}
 
     def hand_over(self) -> bytes | None:

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 from _claude_sandbox.credentials import stores
 from _claude_sandbox.credentials.exchange import Ask, Collected, CredentialLogin, Warn, nobody
 from _claude_sandbox.credentials.stores import BesideStore, FileStore, KeychainStore, Store
+from _claude_sandbox.credentials.variables import Variable
 from _claude_sandbox.errors import ClaudeSandboxError, UsageError
 from _claude_sandbox.system import files, paths
 from _claude_sandbox.system.run import Runner
@@ -46,10 +47,6 @@ _VALUE = re.compile(r"[^\x00-\x1f\x7f]{1,8192}")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{20,4096}")
 
 
-Origin = tuple[str, str]
-"""("host", VARIABLE), ("file", PATH), ("text", VALUE) or ("uuid", ""): a value by where it comes from."""
-
-
 class Login(Protocol):
     """A way to give a sandbox the user's login."""
 
@@ -58,12 +55,8 @@ class Login(Protocol):
         """For people, without the secret."""
         ...
 
-    def environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, Variable]:
         """Variables of a session in the guest; secret."""
-        ...
-
-    def origins(self) -> dict[str, Origin]:
-        """Where each of these variables comes from, for what must be written down without the secret."""
         ...
 
     def hand_over(self) -> bytes | None:
@@ -87,21 +80,16 @@ class Login(Protocol):
 class TokenLogin:
     """A token in an environment variable; nothing to hand over, nothing to collect."""
 
-    variable: str
-    value: str = field(repr=False)
-    file: Path | None = None  # None: the host's environment
+    name: str
+    token: Variable
+    where: str = "the environment"
 
     @property
     def description(self) -> str:
-        return f"{self.variable} from {self.file or 'the environment'}"
+        return f"{self.name} from {self.where}"
 
-    def environment(self) -> dict[str, str]:
-        return {self.variable: self.value}
-
-    def origins(self) -> dict[str, Origin]:
-        if self.file is not None:
-            return {self.variable: ("file", str(self.file))}
-        return {self.variable: ("host", self.variable)}
+    def environment(self) -> dict[str, Variable]:
+        return {self.name: self.token}
 
     def hand_over(self) -> bytes | None:
         return None
@@ -132,10 +120,11 @@ def select(
         if value and not _VALUE.fullmatch(value):
             raise UsageError(f"{name} holds control characters or is too long to be a credential.")
         if value:
-            return TokenLogin(name, value)
+            return TokenLogin(name, Variable.of_host(name, environ[name], value))
     token = stored_token(warn)
     if token:
-        return TokenLogin("CLAUDE_CODE_OAUTH_TOKEN", token, paths.token_file())
+        file = str(paths.token_file())
+        return TokenLogin("CLAUDE_CODE_OAUTH_TOKEN", Variable(token, ("file", file)), file)
     return CredentialLogin(
         store_for(environ, settings_dir, runner, state_dir, platform), state_dir, warn, ask
     )
@@ -210,19 +199,22 @@ def forget() -> bool:
 # -- API settings ----------------------------------------------------------------------------------
 
 
-def launch_env(environ: Mapping[str, str]) -> dict[str, str]:
+def launch_env(environ: Mapping[str, str]) -> dict[str, Variable]:
     """The API settings of the host that a session in the guest gets: a named list, no credential.
 
     A loopback ANTHROPIC_BASE_URL becomes the host as the guest sees it. Raises UsageError for a value
     with control characters.
     """
-    env: dict[str, str] = {}
+    env: dict[str, Variable] = {}
     for name, value in environ.items():
         if not value or not (name in ALLOWED or _ALLOWED_PATTERN.fullmatch(name)):
             continue
         if not _VALUE.fullmatch(value):
             raise UsageError(f"{name} holds control characters or is too long.")
-        env[name] = guest_url(value) if name == "ANTHROPIC_BASE_URL" else value
+        there = guest_url(value) if name == "ANTHROPIC_BASE_URL" else value
+        env[name] = Variable.of_host(name, value, there)
+        if there != value and "@" not in there and "?" not in there:  # no password in it, no key
+            env[name] = Variable.of_text(there)
     return env
 
 

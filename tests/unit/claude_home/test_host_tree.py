@@ -27,6 +27,7 @@ from _claude_sandbox.claude_home.push import PrepareReport
 from _claude_sandbox.claude_home.three_way import FileState, Manifest
 from _claude_sandbox.credentials.exchange import Collected
 from _claude_sandbox.credentials.select import TokenLogin
+from _claude_sandbox.credentials.variables import Variable
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, UsageError
 from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
 from _claude_sandbox.system.run import Result
@@ -139,7 +140,7 @@ class KeyLogin(TokenLogin):
     """An API key from the environment."""
 
     def __init__(self) -> None:
-        super().__init__("ANTHROPIC_API_KEY", "sk-ant-" + "k" * 60 + "TAIL5678901234567890")
+        super().__init__("ANTHROPIC_API_KEY", Variable("sk-ant-" + "k" * 60 + "TAIL5678901234567890"))
 
 
 class Handing:

@@ -12,10 +12,12 @@ import pytest
 
 from _claude_sandbox.claude_home import prepare as claude_home_prepare
 from _claude_sandbox.config.table import Config
+from _claude_sandbox.credentials.variables import Variable
 
 
 def environment(environ: dict[str, str], **changes: Any) -> dict[str, str]:
-    return claude_home_prepare.environment(Config(Path("/p"), Path("/s"), **changes), environ)
+    found = claude_home_prepare.environment(Config(Path("/p"), Path("/s"), **changes), environ)
+    return {name: variable.value for name, variable in found.items()}
 
 
 def test_what_every_session_gets() -> None:
@@ -76,3 +78,19 @@ def test_the_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(os.path, "realpath", lambda _path, target=target: target)
         assert claude_home_prepare.time_zone({}) == zone
+
+
+def test_a_login_of_another_kind_says_itself_where_its_variables_come_from() -> None:
+    """session/ and its fast path know no kinds of login: a broker's address is text, its token a file."""
+    broker = {
+        "ANTHROPIC_BASE_URL": Variable.of_text("http://192.168.5.2:1"),
+        "ANTHROPIC_AUTH_TOKEN": Variable("secret", ("file", "/run/broker/token")),
+    }
+    inputs = claude_home_prepare.SessionInputs(broker, (), warned=False)
+    assert inputs.origins() == {
+        "ANTHROPIC_BASE_URL": ("text", "http://192.168.5.2:1"),
+        "ANTHROPIC_AUTH_TOKEN": ("file", "/run/broker/token"),
+    }
+    assert inputs.env["ANTHROPIC_AUTH_TOKEN"] == "secret" and "secret" not in repr(inputs)
+    unknown = {**broker, "X": Variable("rewritten")}
+    assert claude_home_prepare.SessionInputs(unknown, (), warned=False).origins() is None

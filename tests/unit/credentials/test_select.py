@@ -17,6 +17,7 @@ from _claude_sandbox.credentials import share as credentials_share
 from _claude_sandbox.credentials import stores as credentials_stores
 from _claude_sandbox.credentials.exchange import Collected, CredentialLogin
 from _claude_sandbox.credentials.select import TokenLogin
+from _claude_sandbox.credentials.variables import Variable
 from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError, UsageError
 from _claude_sandbox.lima.ssh import guest_script
 from _claude_sandbox.system import paths
@@ -66,13 +67,16 @@ def test_exactly_one_credential_in_the_documented_order(home: Path) -> None:
     credentials_select.store_token("sk-ant-oat01-" + "x" * 40)
     for name in credentials_select.TOKEN_VARIABLES:
         chosen = choose(home, environ)
-        assert chosen.environment() == {name: f"value-of-{name}"}
+        assert chosen.environment() == {name: Variable(f"value-of-{name}", ("host", name))}
         assert chosen.hand_over() is None and chosen.collect(oauth(), "vm") is None
         assert "value-of" not in repr(chosen) + chosen.description
         environ[name] = " "
-    assert choose(home, environ).environment() == {"CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-" + "x" * 40}
+    stored = Variable("sk-ant-oat01-" + "x" * 40, ("file", str(paths.token_file())))
+    assert choose(home, environ).environment() == {"CLAUDE_CODE_OAUTH_TOKEN": stored}
     credentials_select.forget()
     assert isinstance(choose(home, environ), CredentialLogin)
+    trimmed = choose(home, {"ANTHROPIC_API_KEY": " k "}).environment()["ANTHROPIC_API_KEY"]
+    assert trimmed == Variable("k", None), "the host's variable is not what the session gets"
 
 
 def test_a_credential_with_control_characters_is_refused(home: Path) -> None:
@@ -128,7 +132,8 @@ def test_only_the_named_settings_travel() -> None:
         "HTTPS_PROXY": "http://p", "CLAUDE_CODE_OAUTH_TOKEN": "t", "ANTHROPIC_DEFAULT_OPUS_MODEL_X": "n",
     }  # fmt: skip
     assert credentials_select.launch_env(environ) == {
-        "ANTHROPIC_MODEL": "opus", "ANTHROPIC_DEFAULT_OPUS_MODEL": "o", "API_TIMEOUT_MS": "1",
+        name: Variable(value, ("host", name))
+        for name, value in (("ANTHROPIC_MODEL", "opus"), ("ANTHROPIC_DEFAULT_OPUS_MODEL", "o"), ("API_TIMEOUT_MS", "1"))
     }  # fmt: skip
     with pytest.raises(UsageError):
         credentials_select.launch_env({"ANTHROPIC_MODEL": "a\x1b"})
@@ -147,7 +152,11 @@ def test_only_the_named_settings_travel() -> None:
     ],
 )
 def test_loopback_becomes_the_host(url: str, expected: str) -> None:
-    assert credentials_select.launch_env({"ANTHROPIC_BASE_URL": url}) == {"ANTHROPIC_BASE_URL": expected}
+    found = credentials_select.launch_env({"ANTHROPIC_BASE_URL": url})["ANTHROPIC_BASE_URL"]
+    assert found.value == expected
+    secret = "@" in url or "?" in url
+    where = ("host", "ANTHROPIC_BASE_URL") if url == expected else ("text", expected)
+    assert found.origin == (None if secret and url != expected else where)
 
 
 def test_a_url_that_is_none() -> None:
@@ -335,4 +344,4 @@ def test_a_guest_that_hangs_or_fails_costs_no_more_than_the_budget(home: Path) -
 
 
 def test_a_token_needs_no_rounds() -> None:
-    assert credentials_share.sync_running({"a": None}, TokenLogin("X", "y"), pytest.fail) == []  # type: ignore[dict-item]
+    assert credentials_share.sync_running({"a": None}, TokenLogin("X", Variable("y")), pytest.fail) == []  # type: ignore[dict-item]
