@@ -27,7 +27,6 @@ from _claude_sandbox.base_vm import lima_yaml, verify
 from _claude_sandbox.base_vm.catalogue import Tool, choose
 from _claude_sandbox.base_vm.packages import build as packages_build
 from _claude_sandbox.base_vm.packages import recipe as packages_recipe
-from _claude_sandbox.base_vm.packages.recipe import GIB
 from _claude_sandbox.base_vm.verify import ToolCheck
 from _claude_sandbox.disks import linked_clone, qcow2
 from _claude_sandbox.disks import store as disks_store
@@ -51,6 +50,7 @@ from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import read_json, write_json
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.text import for_log
+from _claude_sandbox.system.units import GIB
 from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
-from _claude_sandbox.config import parsers as config_parsers
 from _claude_sandbox.config import table as config_table
 from _claude_sandbox.config.table import APPROVAL, FREE, LIMITED, NEVER, SETTINGS, Setting
+from _claude_sandbox.system import units
 
 _HEAD = f"""# Configuration
 
@@ -140,7 +140,7 @@ def _default(setting: Setting) -> str:
         return "`~/.claude-sandbox/.claude`"
     if isinstance(setting.default, bool):
         return "`host`" if setting.default else "`none`"
-    return _code(config_parsers.format_size(setting.default)) if isinstance(setting.default, int) else "none"
+    return _code(units.format_size(setting.default)) if isinstance(setting.default, int) else "none"
 
 
 def _code(text: str) -> str:

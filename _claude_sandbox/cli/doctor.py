@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox.config.table import users_own
+from _claude_sandbox.config.load import users_own
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
@@ -17,10 +17,10 @@ from _claude_sandbox.host import accelerator, install_lima, inventory, run_as
 from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system import daemon, paths, program
 from _claude_sandbox.system.run import Command, Runner
+from _claude_sandbox.system.units import GIB
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.voice import recorder as voice_recorder
 
-GIB = 1 << 30
 LITTLE_DISK, TOO_LITTLE_DISK = 15 * GIB, 3 * GIB  # a tools VM is about 10 GiB, a small one 2
 SETUP = "claude-sandbox setup"
 

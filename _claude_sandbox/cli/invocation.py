@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from _claude_sandbox.cli import render
 from _claude_sandbox.cli.verb_table import Verb
 from _claude_sandbox.config import approvals as config_approvals
+from _claude_sandbox.config import load as config_load
 from _claude_sandbox.config import table as config_table
 from _claude_sandbox.errors import Cancelled, ConfigError
 
@@ -101,17 +102,17 @@ class Invocation:
     @cached_property
     def project(self) -> Path:
         """The project's resolved directory, for this user: who becomes another one forgets it. Raises ClaudeSandboxError."""
-        return config_table.project_directory(self.options.dir)
+        return config_load.project_directory(self.options.dir)
 
     @cached_property
     def config(self) -> config_table.Config:
         """Every setting's value. Raises UsageError, ConfigError; ApprovalNeeded, unless the user approves now."""
         try:
-            return config_table.load(self._typed, project=self.project)
+            return config_load.load(self._typed, project=self.project)
         except config_approvals.ApprovalNeeded as needed:
             if not self._approved_now(needed):
                 raise
-        return config_table.load(self._typed, project=self.project)
+        return config_load.load(self._typed, project=self.project)
 
     def lenient_config(self, *, ask: bool = False) -> config_table.Config:
         """For verbs that need nothing of the project's file, which a guest can write: when it is broken or not
@@ -121,7 +122,7 @@ class Invocation:
                 return self.config
         except ConfigError:
             pass
-        loaded, trouble = config_table.load_leniently(self._typed, project=self.project)
+        loaded, trouble = config_load.load_leniently(self._typed, project=self.project)
         if trouble is not None:
             self.progress.warn(f"The project's file was left out: {trouble.brief}")
         return loaded

@@ -14,7 +14,7 @@ from typing import Any
 from _claude_sandbox import __version__
 from _claude_sandbox.cli import parser, render
 from _claude_sandbox.cli.invocation import Invocation
-from _claude_sandbox.config import table as config_table
+from _claude_sandbox.config import load as config_load
 from _claude_sandbox.errors import EXIT_INTERRUPTED, ClaudeSandboxError
 from _claude_sandbox.system.files import LogFile
 
@@ -62,7 +62,7 @@ def run(call: Invocation) -> int:
         from _claude_sandbox.host import run_as
 
         run_as.leave_other_homes()
-    config_table.check_flags(call.typed_settings)
+    config_load.check_flags(call.typed_settings)
     if call.verb.check:
         _function(call.verb.check)(call)
     if call.options.dir is not None:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _claude_sandbox.config.parsers import format_size
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import text as system_text
+from _claude_sandbox.system.units import format_size
 
 if TYPE_CHECKING:
     from _claude_sandbox.sandbox.lifecycle import Info, Sandbox

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.config.parsers import format_size
 from _claude_sandbox.hooks.attention import DONE, ENDED, FAILED, IDLE, NEEDS_INPUT, WORKING
 from _claude_sandbox.notify.policy import label
 from _claude_sandbox.sandbox.overview import RUNNING, Row
 from _claude_sandbox.system.text import clean
+from _claude_sandbox.system.units import format_size
 
 TICK = 0.25  # seconds between two looks at the keys and at state.json
 WORDS = {

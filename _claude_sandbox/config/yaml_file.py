@@ -21,7 +21,7 @@ DEPTH_LIMIT = 8  # PyYAML needs quadratic time for deep nesting: 64 KiB of `[` w
 
 @dataclass(frozen=True)
 class Entry:
-    """One key's value with the line on which it stands, counted from 1."""
+    """One key's value with its line, counted from 1."""
 
     value: Any
     line: int
@@ -39,35 +39,44 @@ def parse(text: str, file: Path) -> Mapping[str, Entry]:
     import yaml
 
     try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(f"{file}:{line}: YAML aliases (*name) are not allowed here.")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEPTH_LIMIT:
-                raise ConfigError(f"{file}:{line}: nested deeper than {DEPTH_LIMIT}.")
+        _check_shape(text, file)
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
             return {}
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{file}:{root.start_mark.line + 1}: expected `key: value` lines.")
-        entries: dict[str, Entry] = {}
-        for key_node, value_node in root.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in entries:
-                raise ConfigError(f"{file}:{line}: {key} stands here twice.")
-            _no_sexagesimals(value_node)
-            entries[key] = Entry(_value(loader, value_node, f"{file}:{line}: {key}"), line)
+        return _entries(loader, root, file)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        raise ConfigError(
-            f"{file}:{line}: {getattr(error, 'problem', None) or 'no readable YAML'}."
-        ) from error
+        raise ConfigError(f"{file}:{line}: {getattr(error, 'problem', None) or 'not YAML'}.") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}:1: not readable YAML: {error}.") from error
+        raise ConfigError(f"{file}:1: not YAML: {error}.") from error
+
+
+def _check_shape(text: str, file: Path) -> None:
+    """Refuse aliases and deep nesting before a node is made."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"{file}:{line}: YAML aliases (*name) are not allowed here.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH_LIMIT:
+            raise ConfigError(f"{file}:{line}: nested deeper than {DEPTH_LIMIT}.")
+
+
+def _entries(loader: Any, root: Any, file: Path) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for key_node, value_node in root.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in entries:
+            raise ConfigError(f"{file}:{line}: duplicate key: {key}.")
+        _no_sexagesimals(value_node)
+        entries[key] = Entry(_value(loader, value_node, f"{file}:{line}: {key}"), line)
     return entries
 
 
@@ -106,7 +115,7 @@ def text_of(file: Path, *, hostile: bool = False) -> str:
         raise ConfigError(f"{file}:1: cannot be read: {why}.") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ConfigError(f"{file}:1: cannot be read: it is no regular file.")
+        raise ConfigError(f"{file}:1: cannot be read: it is not a regular file.")
     with os.fdopen(fd, "rb") as stream:
         data = stream.read(SIZE_LIMIT + 1)
     if len(data) > SIZE_LIMIT:

@@ -25,7 +25,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _claude_sandbox.config.parsers import GIB, MIB, format_size
 from _claude_sandbox.disks import qcow2, qemu_img
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.disks.qcow2 import DiskError
@@ -38,6 +37,7 @@ from _claude_sandbox.system import exchange as system_exchange
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import sync
 from _claude_sandbox.system.run import Command
+from _claude_sandbox.system.units import GIB, MIB, format_size
 
 # How much an overlay may hold before it becomes a layer of its own. Each clone copies it: 64 MiB is a third
 # of a second on a slow disk, and twice what a base gathers when it is only started and stopped.

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.config.parsers import parse_size
 from _claude_sandbox.errors import LimaError
 from _claude_sandbox.system.files import listens
 from _claude_sandbox.system.run import TIMED_OUT, Command, Result, Runner
+from _claude_sandbox.system.units import parse_size
 
 RUNNING, STOPPED, BROKEN = "Running", "Stopped", "Broken"
 UNREADABLE = "Unreadable"  # Lima's own status is "" when it cannot read the instance's lima.yaml

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.config import table as config_table
+from _claude_sandbox.config import load as config_load
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import DONE, Session, Transition
@@ -61,7 +61,7 @@ class UserSettings:
         if stamp != self._stamp:
             self._stamp = stamp
             try:
-                rows = config_table.users_own("notify")
+                rows = config_load.users_own("notify")
                 self._settings = Settings(
                     rows["notify"], rows["notify_command"], rows["notify_quiet"], rows["notify_sound"]
                 )

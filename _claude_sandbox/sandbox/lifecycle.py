@@ -74,13 +74,13 @@ class Sandbox:
     @classmethod
     def at(cls, project: Path | str = ".") -> Sandbox:
         """The sandbox of a project directory, from its files alone. Raises SandboxNotFoundError."""
-        from _claude_sandbox.config import table as config_table
+        from _claude_sandbox.config import load as config_load
         from _claude_sandbox.host import run_as
         from _claude_sandbox.lima.limactl import Lima
         from _claude_sandbox.system import paths
         from _claude_sandbox.system.run import LocalRunner
 
-        directory = config_table.project_directory(str(project))
+        directory = config_load.project_directory(str(project))
         ctx = Context(Lima(LocalRunner(), paths.lima_home()), run_as.guest_user())
         instance = vm_lookup.by_name(ctx, directory)
         if instance is None:

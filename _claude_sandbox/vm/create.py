@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.config.parsers import GIB, format_size, parse_size
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.disks import linked_clone, qcow2
 from _claude_sandbox.disks import store as disks_store
@@ -32,6 +31,7 @@ from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, Instance
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_atomic
+from _claude_sandbox.system.units import GIB, format_size, parse_size
 from _claude_sandbox.vm import checks, estimates, first_boot, lima_yaml, start, stop, template_keys
 from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import mark as vm_mark

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.config.parsers import Port, format_size
+from _claude_sandbox.config.parsers import Port
 from _claude_sandbox.errors import RefusedError
 from _claude_sandbox.lima import context as lima_context
+from _claude_sandbox.system.units import format_size
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import template_keys
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from _claude_sandbox.config.parsers import format_size, parse_size
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.disks import qcow2
 from _claude_sandbox.disks import users as disks_users
 from _claude_sandbox.errors import ClaudeSandboxError, SandboxExistsError, StartError, UsageError
 from _claude_sandbox.lima.context import Context, homes
 from _claude_sandbox.lima.limactl import Instance
+from _claude_sandbox.system.units import format_size, parse_size
 from _claude_sandbox.vm import first_boot, lima_yaml, mounts
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import shares as vm_shares

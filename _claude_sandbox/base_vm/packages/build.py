@@ -20,13 +20,14 @@ from typing import Any
 from _claude_sandbox.base_vm.packages import apt_sources
 from _claude_sandbox.base_vm.packages import kernel as packages_kernel
 from _claude_sandbox.base_vm.packages import overlay as packages_overlay
-from _claude_sandbox.base_vm.packages.recipe import GIB, SETUP, Arch, Recipe
+from _claude_sandbox.base_vm.packages.recipe import SETUP, Arch, Recipe
 from _claude_sandbox.disks import qemu_img
 from _claude_sandbox.errors import CreateError
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import lock
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import Command, Result, Runner
+from _claude_sandbox.system.units import GIB
 
 # Documents, and drivers for what no VM has (180 MB).
 _DRIVERS = ("gpu", "media", "net/wireless", "net/ethernet", "infiniband", "iio", "staging")

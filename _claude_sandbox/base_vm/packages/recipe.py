@@ -17,8 +17,8 @@ from _claude_sandbox.base_vm.packages import apt_sources
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.system.program import package_file
 from _claude_sandbox.system.run import Runner
+from _claude_sandbox.system.units import GIB
 
-GIB = 1 << 30
 SETUP = "usr/local/lib/claude-sandbox/image.sh"  # our script for the image's root, in it
 _BESIDE = ("provision/lean.sh", "provision/initrd.sh", "initrd/init")  # what that script uses
 # What Lima and cloud-init need of a guest (facts/lima.md §10), and what every shell misses else.

@@ -31,7 +31,7 @@ def builder(call: Invocation) -> sandbox_lifecycle.BuildTools | None:
 
 def _build(call: Invocation, name: str, only: Sequence[str], from_packages: bool | None) -> BuildReport:
     from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
-    from _claude_sandbox.config.parsers import GIB, MIB
+    from _claude_sandbox.system.units import GIB, MIB
     from _claude_sandbox.vm import create as vm_create
 
     ctx = call.ctx

@@ -8,12 +8,12 @@ from pathlib import Path
 from _claude_sandbox.cli import render
 from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.cli.verbs.sandbox import busy_words, count, show_outcome
-from _claude_sandbox.config.parsers import format_size
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import UsageError
 from _claude_sandbox.sandbox import prune_cache
 from _claude_sandbox.sandbox import removal as sandbox_removal
 from _claude_sandbox.system import paths, terminal
+from _claude_sandbox.system.units import format_size
 
 
 def prune(call: Invocation) -> int:

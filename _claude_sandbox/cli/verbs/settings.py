@@ -9,7 +9,7 @@ from _claude_sandbox.cli import render
 from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.cli.verbs.sandbox import running_guest
 from _claude_sandbox.config import approvals as config_approvals
-from _claude_sandbox.config import table as config_table
+from _claude_sandbox.config import load as config_load
 from _claude_sandbox.errors import UsageError
 from _claude_sandbox.vm import shares
 
@@ -71,7 +71,7 @@ def approve(call: Invocation) -> int:
     """Allow what the project's file asks for, after the user has looked at it."""
     dry = call.options.dry_run
     try:
-        config_table.load({"dir": call.options.dir})
+        config_load.load({"dir": call.options.dir})
     except config_approvals.ApprovalNeeded as needed:
         call.report(needed.brief)
         if not dry:

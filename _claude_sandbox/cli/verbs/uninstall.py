@@ -8,7 +8,6 @@ from pathlib import Path
 
 from _claude_sandbox.cli import render, servers
 from _claude_sandbox.cli.invocation import Invocation
-from _claude_sandbox.config.parsers import format_size
 from _claude_sandbox.disks import lima_homes
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
@@ -16,6 +15,7 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.sandbox import removal as sandbox_removal
 from _claude_sandbox.system import paths, runtime_dir
+from _claude_sandbox.system.units import format_size
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.mark import kind_of

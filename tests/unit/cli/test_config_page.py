@@ -11,6 +11,7 @@ import yaml
 
 from _claude_sandbox.cli import config_page, parser
 from _claude_sandbox.config import approvals as config_approvals
+from _claude_sandbox.config import load as config_load
 from _claude_sandbox.config import table as config_table
 from _claude_sandbox.system import paths
 
@@ -62,8 +63,8 @@ def test_the_example_files_are_valid(home: Path, which: int) -> None:
     flags: dict[str, Any] = {"dir": str(project)}
     if which == 1:  # it says that one line asks for approval
         with pytest.raises(config_approvals.ApprovalNeeded) as needed:
-            config_table.load(flags, {})
+            config_load.load(flags, {})
         assert len(needed.value.wants) == 1 and "approval" in text
         config_approvals.approve(project, needed.value.digest)
-    loaded = config_table.load(flags, {})
+    loaded = config_load.load(flags, {})
     assert set(loaded.sources) >= {key for key in yaml.safe_load(text) if not key.startswith("max-")}

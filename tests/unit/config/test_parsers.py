@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from _claude_sandbox.config import parsers as config_parsers
-from _claude_sandbox.config.parsers import GIB, MIB, TIB, Mount, Port
+from _claude_sandbox.config.parsers import Mount, Port
+from _claude_sandbox.system import units
+from _claude_sandbox.system.units import GIB, MIB, TIB
 
 
 @pytest.mark.parametrize(
@@ -21,29 +23,29 @@ from _claude_sandbox.config.parsers import GIB, MIB, TIB, Mount, Port
     ],
 )  # fmt: skip
 def test_sizes(text: object, size: int) -> None:
-    assert config_parsers.parse_size(text, 1) == size
+    assert units.parse_size(text, 1) == size
 
 
 @pytest.mark.parametrize(
     "text", ["", "GiB", "8XB", "-1GiB", "8GiBx", "1e3", "8 G B", "८GiB", "0x8", "8;rm", None, [], "9" * 400]
 )
 def test_what_is_no_size(text: object) -> None:
-    with pytest.raises(ValueError, match="no size"):
-        config_parsers.parse_size(text, 1)
+    with pytest.raises(ValueError, match="invalid size"):
+        units.parse_size(text, 1)
 
 
 @given(st.integers(min_value=1, max_value=64 * 1024 * 1024))
 def test_a_size_is_read_as_it_was_written(mebibytes: int) -> None:
-    text = config_parsers.format_size(mebibytes * MIB)
-    assert config_parsers.parse_size(text, 1) == mebibytes * MIB
+    text = units.format_size(mebibytes * MIB)
+    assert units.parse_size(text, 1) == mebibytes * MIB
     assert re.fullmatch(r"\d+[MGT]iB", text)
 
 
 @given(st.decimals(min_value=1, max_value=4096, places=3), st.sampled_from(["MiB", "GiB"]))
 def test_what_is_asked_for_again_equals_what_was_written(number: object, unit: str) -> None:
     """Else `--disk 10.7GiB` on an existing sandbox would seem to shrink the 10957MiB in its file."""
-    asked = config_parsers.parse_size(f"{number}{unit}", 1)
-    assert config_parsers.parse_size(config_parsers.format_size(asked), 1) == asked
+    asked = units.parse_size(f"{number}{unit}", 1)
+    assert units.parse_size(units.format_size(asked), 1) == asked
 
 
 def test_limits_are_named() -> None:
@@ -64,7 +66,7 @@ def test_cpus(value: object, cpus: int) -> None:
 
 @pytest.mark.parametrize("value", ["0", "1025", "-1", "two", "1.5", 2.0, True, None, "", "٣", "99999", [1]])
 def test_no_cpus(value: object) -> None:
-    with pytest.raises(ValueError, match="no number of CPUs"):
+    with pytest.raises(ValueError, match="invalid number of CPUs"):
         config_parsers.parse_cpus(value)
 
 
@@ -90,7 +92,7 @@ def test_ports(value: object, ports: list[tuple[int, int]]) -> None:
      "80;81"],
 )  # fmt: skip
 def test_no_ports(value: object) -> None:
-    with pytest.raises(ValueError, match="is no port"):
+    with pytest.raises(ValueError, match="invalid port"):
         config_parsers.parse_ports(value)
 
 
@@ -99,7 +101,7 @@ def test_a_host_port_leads_to_one_place() -> None:
         config_parsers.parse_ports("80:8080,80:9090")
     empty: list[object] = ["", ",", []]
     for nothing in empty:
-        with pytest.raises(ValueError, match="no port in it"):
+        with pytest.raises(ValueError, match="invalid port ''"):
             config_parsers.parse_ports(nothing)
 
 
@@ -114,19 +116,19 @@ def test_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("data", "home/docs", "odd:name", "x:ro"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to("data")
-    assert config_parsers.parse_mount("data", tmp_path) == Mount(tmp_path / "data", True)
-    assert config_parsers.parse_mount("data:ro", tmp_path) == Mount(tmp_path / "data", False)
-    assert config_parsers.parse_mount("link:rw", tmp_path) == Mount(tmp_path / "data", True)
-    assert config_parsers.parse_mount("~/docs:ro", tmp_path) == Mount(tmp_path / "home" / "docs", False)
-    assert config_parsers.parse_mount("odd:name", tmp_path) == Mount(tmp_path / "odd:name", True)
-    assert config_parsers.parse_mount("x:ro:ro", tmp_path) == Mount(tmp_path / "x:ro", False)
-    assert [str(config_parsers.parse_mount(t, tmp_path)) for t in ("data", "data:ro")] == [
+    assert config_parsers.parse_mounts("data", tmp_path) == (Mount(tmp_path / "data", True),)
+    assert config_parsers.parse_mounts("data:ro", tmp_path) == (Mount(tmp_path / "data", False),)
+    assert config_parsers.parse_mounts("link:rw", tmp_path) == (Mount(tmp_path / "data", True),)
+    assert config_parsers.parse_mounts("~/docs:ro", tmp_path) == (Mount(tmp_path / "home" / "docs", False),)
+    assert config_parsers.parse_mounts("odd:name", tmp_path) == (Mount(tmp_path / "odd:name", True),)
+    assert config_parsers.parse_mounts("x:ro:ro", tmp_path) == (Mount(tmp_path / "x:ro", False),)
+    assert [str(*config_parsers.parse_mounts(t, tmp_path)) for t in ("data", "data:ro")] == [
         f"{tmp_path}/data",
         f"{tmp_path}/data:ro",
     ]
-    for text, words in (("", "no directory"), (":ro", "no directory"), ("gone", "no such directory")):
+    for text, words in (("", "invalid mount"), (":ro", "invalid mount"), ("gone", "no such directory")):
         with pytest.raises(ValueError, match=words):
-            config_parsers.parse_mount(text, tmp_path)
+            config_parsers.parse_mounts(text, tmp_path)
 
 
 def test_vm_names() -> None:
@@ -148,32 +150,32 @@ def test_vm_names() -> None:
         None,
         True,
     ):
-        with pytest.raises(ValueError, match="no VM name"):
+        with pytest.raises(ValueError, match="invalid VM name"):
             config_parsers.parse_vm_name(bad)
 
 
 def test_templates_packages_and_host_switches() -> None:
-    assert config_parsers.parse_template("template:default") == "template:default"
+    assert config_parsers.parse_template("template:default", Path("/")) == "template:default"
     odd: list[object] = ["", "--set", "a\nb", None, []]
     for bad in odd:
         with pytest.raises(ValueError, match="not a template"):
-            config_parsers.parse_template(bad)
+            config_parsers.parse_template(bad, Path("/"))
     assert config_parsers.parse_packages("ripgrep, g++,ripgrep") == ("ripgrep", "g++")
     assert config_parsers.parse_packages(["libssl-dev"]) == ("libssl-dev",)
     odd = ["Rip", "-y", "a b", "a;b", "../x", "a=1", ["--allow-unauthenticated"]]
     for bad in odd:
-        with pytest.raises(ValueError, match="no package name"):
+        with pytest.raises(ValueError, match="invalid package name"):
             config_parsers.parse_packages(bad)
     assert config_parsers.parse_from_host("host") is True
     assert config_parsers.parse_from_host("none") is False
     odd = ["yes", True, "HOST", 1]
     for bad in odd:
-        with pytest.raises(ValueError, match="write host or none"):
+        with pytest.raises(ValueError, match="use host or none"):
             config_parsers.parse_from_host(bad)
 
 
 def test_sizes_as_lima_writes_them() -> None:
-    assert [config_parsers.format_size(n) for n in (GIB, 1536 * MIB, TIB, 512 * MIB, 12345, 0)] == [
+    assert [units.format_size(n) for n in (GIB, 1536 * MIB, TIB, 512 * MIB, 12345, 0)] == [
         "1GiB", "1536MiB", "1TiB", "512MiB", "12345B", "0B",
     ]  # fmt: skip
 
@@ -181,7 +183,7 @@ def test_sizes_as_lima_writes_them() -> None:
 def test_a_switch() -> None:
     assert config_parsers.parse_switch(True) is True and config_parsers.parse_switch(False) is False
     for odd in ("yes", "true", 1, None):
-        with pytest.raises(ValueError, match="write true or false"):
+        with pytest.raises(ValueError, match="use true or false"):
             config_parsers.parse_switch(odd)
 
 

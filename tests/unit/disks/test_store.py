@@ -12,7 +12,6 @@ import fakedisk
 import pytest
 from recording import Recorder, failed, put_instance, told
 
-from _claude_sandbox.config.parsers import GIB, MIB
 from _claude_sandbox.disks import lima_homes, linked_clone, qcow2
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.disks import users as disks_users
@@ -25,6 +24,7 @@ from _claude_sandbox.system import exchange as system_exchange
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_json
 from _claude_sandbox.system.run import Command, Result
+from _claude_sandbox.system.units import GIB, MIB
 from _claude_sandbox.vm import mark as vm_mark
 
 

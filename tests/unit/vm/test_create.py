@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from recording import Recorder, failed, listed, put_instance, told
 
-from _claude_sandbox.config.parsers import GIB, Mount
+from _claude_sandbox.config.parsers import Mount
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.errors import ClaudeSandboxError, CreateError, RefusedError, UsageError
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.run import Command, Result
+from _claude_sandbox.system.units import GIB
 from _claude_sandbox.vm import create as vm_create
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import mounts

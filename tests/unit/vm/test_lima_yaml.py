@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from _claude_sandbox.config.parsers import GIB, Port
+from _claude_sandbox.config.parsers import Port
 from _claude_sandbox.errors import RefusedError
 from _claude_sandbox.lima import context as lima_context
+from _claude_sandbox.system.units import GIB
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm.lima_yaml import IGNORE_ALL, Meant, Share

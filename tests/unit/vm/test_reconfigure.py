@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from _claude_sandbox.config.parsers import GIB, MIB, Mount, Port
+from _claude_sandbox.config.parsers import Mount, Port
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.errors import StartError, UsageError
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.system import paths
+from _claude_sandbox.system.units import GIB, MIB
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import reconfigure

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from _claude_sandbox.config import approvals as config_approvals
-from _claude_sandbox.config import parsers as config_parsers
+from _claude_sandbox.config import load as config_load
 from _claude_sandbox.config import table as config_table
 from _claude_sandbox.config import yaml_file
 from _claude_sandbox.config.approvals import ApprovalNeeded
-from _claude_sandbox.config.parsers import GIB
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.errors import ClaudeSandboxError, ConfigError, UsageError
-from _claude_sandbox.system import paths
+from _claude_sandbox.system import paths, units
+from _claude_sandbox.system.units import GIB
 
 # Four values for each setting that a Config shows: flag, environment, project file, user file.
 SAMPLES: dict[str, tuple[Any, Any, Any, Any]] = {
@@ -84,7 +84,7 @@ def project_file(project: Path, text: str) -> Path:
 
 
 def load(project: Path, flags: Mapping[str, Any] | None = None, **environ: str) -> Config:
-    return config_table.load({"dir": str(project), **(flags or {})}, environ)
+    return config_load.load({"dir": str(project), **(flags or {})}, environ)
 
 
 def approved(project: Path, flags: Mapping[str, Any] | None = None, **environ: str) -> Config:
@@ -181,8 +181,8 @@ def test_the_project_is_resolved(project: Path, home: Path, monkeypatch: pytest.
     (home / "link").symlink_to(project)
     assert load(home / "link").project == project
     monkeypatch.chdir(project)
-    assert config_table.load({}, {}).project == project
-    assert config_table.load({"dir": "~/link/../app"}, {}).project == project
+    assert config_load.load({}, {}).project == project
+    assert config_load.load({"dir": "~/link/../app"}, {}).project == project
 
 
 def test_a_missing_project_is_told(
@@ -192,26 +192,26 @@ def test_a_missing_project_is_told(
     (project / "loop").symlink_to("loop")
     for text in (project / "gone", project / "file", project / "loop", "~nobody-here/x", "a\0b", "x" * 5000):
         with pytest.raises(ClaudeSandboxError, match="Directory not found") as caught:
-            config_table.load({"dir": str(text)}, {})
+            config_load.load({"dir": str(text)}, {})
         assert caught.value.exit_code == 1
     doomed = tmp_path / "doomed"
     doomed.mkdir()
     monkeypatch.chdir(doomed)
     doomed.rmdir()
     with pytest.raises(ClaudeSandboxError, match="the current directory is gone"):
-        config_table.load({}, {})
+        config_load.load({}, {})
 
 
 # -- errors name their place -------------------------------------------------------------------------
 
 
 def test_bad_values_name_option_variable_or_line(project: Path) -> None:
-    with pytest.raises(UsageError, match=r"--ports: .*is no port"):
+    with pytest.raises(UsageError, match=r"--ports: .*invalid port"):
         load(project, {"ports": "http"})
-    with pytest.raises(UsageError, match=r"CLAUDE_SANDBOX_BASE_VM: .*no VM name"):
+    with pytest.raises(UsageError, match=r"CLAUDE_SANDBOX_BASE_VM: .*invalid VM name"):
         load(project, CLAUDE_SANDBOX_BASE_VM="-x")
     file = user_file("# x\n\nmemory: lots\n")
-    with pytest.raises(ConfigError, match=rf"^{file}:3: memory: 'lots' is no size"):
+    with pytest.raises(ConfigError, match=rf"^{file}:3: memory: invalid size 'lots'"):
         load(project)
     user_file("")
     file = project_file(project, "\nports: 70000\n")
@@ -350,7 +350,7 @@ def test_a_file_swapped_while_it_is_read_is_not_approved(
         good.write_text("clone-from: good\n")
         return entries
 
-    monkeypatch.setattr(config_table, "parse", parse_then_put_back)
+    monkeypatch.setattr(config_load, "parse", parse_then_put_back)
     with pytest.raises(ApprovalNeeded):
         load(project)
 
@@ -393,4 +393,4 @@ def test_the_shown_limit_is_a_size(project: Path) -> None:
     project_file(project, "memory: 2GiB\n")
     with pytest.raises(ConfigError, match="more than 1GiB"):
         load(project)
-    assert config_table.BY_KEY["max-disk"].default == 200 * config_parsers.GIB
+    assert config_table.BY_KEY["max-disk"].default == 200 * units.GIB
