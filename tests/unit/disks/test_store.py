@@ -117,13 +117,11 @@ def test_the_same_content_is_kept_once(linux: Context) -> None:
     assert [each.users for each in disks_store.survey(linux.lima.home)] == [("one", "other")]
 
 
-@pytest.mark.parametrize("kind", ["foreign", "macos", "raw", "snapshots", "symlink", "elsewhere", "none"])
+@pytest.mark.parametrize("kind", ["macos", "raw", "snapshots", "symlink", "elsewhere", "none"])
 def test_what_is_never_frozen(linux: Context, recorder: Recorder, kind: str) -> None:
     tools = base(linux)
     disk = tools.dir / "disk"
-    if kind == "foreign":
-        tools = Instance("tools-vm", "Stopped", tools.dir)
-    elif kind == "raw":
+    if kind == "raw":
         disk.write_bytes(bytes(4096))
     elif kind == "snapshots":
         fakedisk.write(disk, snapshots=1)
