@@ -56,8 +56,8 @@ from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
-from _claude_sandbox.vm.create import uninterrupted
-from _claude_sandbox.vm.journal import base_lock, build_lock
+from _claude_sandbox.vm.cleanup import uninterrupted
+from _claude_sandbox.vm.locks import base_lock, build_lock
 from _claude_sandbox.vm.mark import kind_of
 
 __all__ = ["BuildReport", "ToolCheck", "rebuild"]

@@ -18,7 +18,7 @@ from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system import daemon, paths, program
 from _claude_sandbox.system.run import Command, Runner
 from _claude_sandbox.system.units import GIB
-from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm import naming
 from _claude_sandbox.voice import recorder as voice_recorder
 
 LITTLE_DISK, TOO_LITTLE_DISK = 15 * GIB, 3 * GIB  # a tools VM is about 10 GiB, a small one 2
@@ -150,7 +150,7 @@ def _lima_home() -> Check:
         if not os.access(home, os.W_OK | os.X_OK):
             return Check("LIMA_HOME", False, f"{home} cannot be written", "Make it writable for your user.")
     room = lima_context.longest_name(home, sys.platform == "darwin")
-    if room < len(vm_mark.PREFIX) + 1:
+    if room < len(naming.PREFIX) + 1:
         return Check(
             "LIMA_HOME",
             False,
@@ -203,7 +203,7 @@ def _disk() -> Check:
 def _leftovers() -> Check | None:
     """Pid files whose process is gone: the host went down with VMs running."""
     stale = []
-    for file in sorted(paths.lima_home().glob(f"{vm_mark.PREFIX}*/ha.pid")):
+    for file in sorted(paths.lima_home().glob(f"{naming.PREFIX}*/ha.pid")):
         try:
             os.kill(int(file.read_text()), 0)
         except PermissionError:

@@ -27,9 +27,9 @@ from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
 from _claude_sandbox.sandbox import working
 from _claude_sandbox.system.files import lock
 from _claude_sandbox.vm import checks as vm_checks
+from _claude_sandbox.vm import cleanup, reconfigure
 from _claude_sandbox.vm import create as vm_create
 from _claude_sandbox.vm import document as vm_document
-from _claude_sandbox.vm import first_boot, reconfigure
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import lookup as vm_lookup
 from _claude_sandbox.vm import origin as vm_origin
@@ -37,7 +37,9 @@ from _claude_sandbox.vm import settle as vm_settle
 from _claude_sandbox.vm import shares as vm_shares
 from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
-from _claude_sandbox.vm.journal import Journal, project_lock_path
+from _claude_sandbox.vm.early import EarlySetup
+from _claude_sandbox.vm.journal import Journal
+from _claude_sandbox.vm.locks import project_lock_path
 from _claude_sandbox.vm.mark import mark_of, project_of
 from _claude_sandbox.vm.target import Target
 
@@ -180,7 +182,7 @@ def _find_whole(ctx: Context, config: Config) -> Instance | None:
     instance = vm_lookup.find(ctx, config.project)
     if instance is not None and Journal(ctx.lima.home, instance.name).exists() and not ctx.dry:
         ctx.progress.note(f"Removing {instance.name}, which an earlier run did not finish.")
-        vm_create.remove_half_made(ctx, instance.name)
+        cleanup.remove_half_made(ctx, instance.name)
         return None
     if instance is None:
         return _after_move(ctx, config.project)
@@ -259,9 +261,9 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Ready:
     with _changed_back_if_it_fails(ctx, instance, document, wanted):
         started = vm_start.start(
             ctx, instance.name, wanted.document,
-            on_ssh_ready=lambda coming: early.begin(Target.of(config, coming, wanted.document), shares),
+            on_ssh_ready=lambda coming: early.start(Target.of(config, coming, wanted.document), shares),
         )  # fmt: skip
-    first_boot.check_mounts(ctx, started, shares, early)
+    early.check_mounts(started, shares)
     if packages:
         reconfigure.install(ctx, started, packages)
     return Ready(Target.of(config, started, wanted.document), inputs=early.prepared)
@@ -280,11 +282,11 @@ def _changed_back_if_it_fails(
         raise
 
 
-def _early(ctx: Context) -> first_boot.Early[SessionInputs]:
+def _early(ctx: Context) -> EarlySetup[SessionInputs]:
     """Settings and login for the launch that is to follow, while Lima still waits for its guest agent."""
     from _claude_sandbox.claude_home import prepare as claude_home_prepare
 
-    return first_boot.Early(ctx, claude_home_prepare.bring_up_to_date)
+    return EarlySetup(ctx, claude_home_prepare.bring_up_to_date)
 
 
 # -- stop --------------------------------------------------------------------------------------

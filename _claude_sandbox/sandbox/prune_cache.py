@@ -11,7 +11,7 @@ from pathlib import Path
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.disks.store import Tell, nobody
 from _claude_sandbox.system import paths
-from _claude_sandbox.vm.journal import no_build
+from _claude_sandbox.vm.locks import no_build
 
 # Used while a tools VM is built; its disk then holds a copy (base_vm/packages/build.py, system/npm.py).
 _BUILD = {"images": "guest images from packages", "npm": "packages from npm"}

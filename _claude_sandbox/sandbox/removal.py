@@ -12,7 +12,7 @@ from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.sandbox.lifecycle import MISSING, Outcome, Sandbox, project_lock
-from _claude_sandbox.vm import create as vm_create
+from _claude_sandbox.vm import cleanup
 from _claude_sandbox.vm import lookup as vm_lookup
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
@@ -65,7 +65,7 @@ def _remove(ctx: Context, instance: Instance, project: Path) -> None:
         journal.end()
         return
     try:
-        vm_create.remove_half_made(ctx, instance.name)
+        cleanup.remove_half_made(ctx, instance.name)
     except LimaError:
         if all((instance.dir / name).exists() for name in ("lima.yaml", disks_users.DISK)):
             journal.end()

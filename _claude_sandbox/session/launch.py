@@ -19,7 +19,7 @@ from _claude_sandbox.system import paths, program, terminal
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals.tmux import Tmux
 from _claude_sandbox.vm import first_boot
-from _claude_sandbox.vm.journal import project_lock_path
+from _claude_sandbox.vm.locks import project_lock_path
 from _claude_sandbox.vm.target import Target
 from _claude_sandbox.voice import grants as voice_grants
 

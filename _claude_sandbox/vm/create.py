@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +30,14 @@ from _claude_sandbox.lima.limactl import RUNNING, STOPPED, Instance
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_atomic
 from _claude_sandbox.system.units import GIB, format_size, parse_size
-from _claude_sandbox.vm import checks, estimates, first_boot, lima_yaml, start, stop, template_keys
+from _claude_sandbox.vm import checks, cleanup, estimates, first_boot, lima_yaml, start, stop, template_keys
 from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import shares as vm_shares
-from _claude_sandbox.vm.journal import Journal, base_lock, names_lock
-from _claude_sandbox.vm.lookup import candidates, free_name
+from _claude_sandbox.vm.early import EarlySetup
+from _claude_sandbox.vm.journal import Journal
+from _claude_sandbox.vm.locks import base_lock, names_lock
+from _claude_sandbox.vm.lookup import free_name
 from _claude_sandbox.vm.mark import kind_of, mark_of
 from _claude_sandbox.vm.origin import Origin
 from _claude_sandbox.vm.target import Target
@@ -71,11 +71,11 @@ def create(
     ctx: Context,
     config: Config,
     base: Instance | None,
-    early: first_boot.Early[Any] | None = None,
+    early: EarlySetup[Any] | None = None,
 ) -> Target:
     """Make the VM of `config.project`, which has none, and start it. The project's lock is held.
 
-    `early` begins as soon as the guest answers.
+    `early` is started as soon as the guest answers.
     Raises CreateError, RefusedError, SandboxExistsError; nothing half-made is left then.
     """
     shares = vm_shares.shares_for(ctx, config)
@@ -83,7 +83,7 @@ def create(
     foreign = base is None or mark_of(base) is None
     ca_files = host_ca_files(config)
     with names_lock(ctx.progress.note):
-        _sweep(ctx, config.project)
+        cleanup.remove_unfinished(ctx, config.project)
         name = free_name(ctx, config.project)
         mark = vm_mark.mark_for(name, config.project)
         journal = Journal(ctx.lima.home, name)
@@ -107,18 +107,18 @@ def create(
         else:
             document = _clone(ctx, base, meant, journal, full=config.full_clone)
         source = base.name if base else config.template or DEFAULT_TEMPLATE
-        begun = early or first_boot.Early(ctx)
+        begun = early or EarlySetup(ctx)
         kind = f"first start from {source}"
         instance = start.start(
             ctx, name, document, journal, kind=kind,
-            on_ssh_ready=lambda coming: begun.begin(Target.of(config, coming, document), shares),
+            on_ssh_ready=lambda coming: begun.start(Target.of(config, coming, document), shares),
         )  # fmt: skip
         first_boot.finish(ctx, instance, shares, begun, foreign=foreign, packages=config.packages)
         if not ctx.dry:
             made = Origin(base.name, None) if base else Origin(None, source)
             replace(made, packages=config.packages).save(instance.dir)
     except BaseException as error:
-        with uninterrupted():
+        with cleanup.uninterrupted():
             left = _could_not_remove(ctx, name)
         raise _as_create_error(error, name, left) from error
     journal.end()
@@ -128,7 +128,7 @@ def create(
 def _could_not_remove(ctx: Context, name: str) -> str:
     """Remove what was begun; "" or, where that failed, why: the step's own failure is the error."""
     try:
-        remove_half_made(ctx, name)
+        cleanup.remove_half_made(ctx, name)
     except ClaudeSandboxError as error:
         ctx.progress.warn(f"What was begun could not be removed; the next run tries again. {error}")
         return str(error)
@@ -291,45 +291,3 @@ def _check_space(ctx: Context, base: Instance, *, full: bool) -> None:
                 details=f"A clone of {base.name} takes {format_size(used)}, and 1GiB should stay free.",
                 resolution="Free some space; `claude-sandbox list` shows sandboxes that could be deleted.",
             )
-
-
-# -- leftovers -----------------------------------------------------------------------------------
-
-
-def _sweep(ctx: Context, project: Path) -> None:
-    """Remove what a killed run of ours left for this project. The project's lock is held."""
-    stop.finish(ctx)
-    for name in candidates(ctx, project):
-        journal = Journal(ctx.lima.home, name)
-        if journal.exists() and journal.project() == project and not ctx.dry:
-            ctx.progress.note(f"Removing {name}, which an earlier run did not finish.")
-            remove_half_made(ctx, name)
-
-
-def remove_half_made(ctx: Context, name: str) -> None:
-    """Remove a VM that its journal says was never ready (or half deleted), and the journal.
-
-    Raises what `vm.stop.remove` raises; then the journal stays, and the next run tries again.
-    """
-    if ctx.dry:
-        return
-    journal = Journal(ctx.lima.home, name)
-    journal.end_child()
-    if not (ctx.lima.home / name).is_symlink():  # somebody else's by now
-        stop.remove(ctx, name)
-    journal.end()
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Clean-up runs to its end: a second Ctrl-C waits."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = [signal.signal(number, lambda _n, _f: None) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, previous, strict=True):
-            signal.signal(number, handler)

@@ -10,6 +10,7 @@ from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import BROKEN, Instance
 from _claude_sandbox.system.files import birth
 from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm import naming
 from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.mark import kind_of, mark_of, project_of
 
@@ -19,7 +20,7 @@ def candidates(ctx: Context, project: Path) -> tuple[str, str]:
 
     Raises HostSetupError when LIMA_HOME leaves no room for a name.
     """
-    longest, least = ctx.longest_name(), len(vm_mark.PREFIX) + 1 + 1 + vm_mark.HASH_LENGTH
+    longest, least = ctx.longest_name(), len(naming.PREFIX) + 1 + 1 + naming.HASH_LENGTH
     if longest < least:
         most = len(os.fsencode(ctx.lima.home)) - (least - longest)
         raise HostSetupError(
@@ -27,7 +28,7 @@ def candidates(ctx: Context, project: Path) -> tuple[str, str]:
             details="Lima puts sockets below it, and their paths are limited to about 104 bytes.",
             resolution=f"Set LIMA_HOME to a shorter path (at most {most} bytes).",
         )
-    return vm_mark.vm_name(project, longest), vm_mark.vm_name(project, longest, with_hash=True)
+    return naming.vm_name(project, longest), naming.vm_name(project, longest, with_hash=True)
 
 
 def find(ctx: Context, project: Path) -> Instance | None:
@@ -68,7 +69,7 @@ def at_a_glance(ctx: Context) -> list[Instance]:
     """
     try:
         names = sorted(
-            entry.name for entry in ctx.lima.home.iterdir() if entry.name.startswith(vm_mark.PREFIX)
+            entry.name for entry in ctx.lima.home.iterdir() if entry.name.startswith(naming.PREFIX)
         )
     except FileNotFoundError:
         return []
@@ -111,7 +112,7 @@ def _made_after(project: Path, instance: Instance) -> bool:
 
 
 def free_name(ctx: Context, project: Path) -> str:
-    """A name that nothing has yet. Call it under `vm.journal.names_lock()`."""
+    """A name that nothing has yet. Call it under `vm.locks.names_lock()`."""
     names = candidates(ctx, project)
     for name in names:
         if not (ctx.lima.home / name).exists() and not Journal(ctx.lima.home, name).exists():

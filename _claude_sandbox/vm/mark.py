@@ -1,6 +1,6 @@
-"""VM values: which name a project's VM gets, and the mark that says a VM is ours.
+"""The mark in a VM's Lima config that says that we made it, and for which project.
 
-The mark stands in the VM's Lima config as `param.csMark`, one printable line:
+It is `param.csMark`, one printable line:
 
     2;sandbox;claude-sandbox-app;L2hvbWUvbWUvYXBw;2049;131;1764000000123456789
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -23,30 +22,10 @@ from pathlib import Path
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.system.files import birth
 
-PREFIX = "claude-sandbox-"
 SCHEMA = 2
 READABLE = (1, 2)
 MARK_PARAM = "csMark"
 SANDBOX, TOOLS = "sandbox", "tools"
-
-HASH_LENGTH = 8
-
-
-def slug(basename: str) -> str:
-    """A directory's basename as the last part of a VM name."""
-    return re.sub(r"[^a-z0-9]+", "-", basename.lower()).strip("-") or "project"
-
-
-def vm_name(project: Path, longest: int, *, with_hash: bool = False) -> str:
-    """The name of a project's VM; `with_hash` is for a name that another project already has.
-
-    >>> vm_name(Path("/home/me/My App"), 58)
-    'claude-sandbox-my-app'
-    """
-    base = "root" if project == Path("/") else slug(project.name)
-    tail = "-" + hashlib.sha256(os.fsencode(project)).hexdigest()[:HASH_LENGTH] if with_hash else ""
-    room = longest - len(PREFIX) - len(tail)
-    return PREFIX + base[: max(room, 1)].rstrip("-") + tail
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from _claude_sandbox.lima.context import Context, homes
 from _claude_sandbox.lima.limactl import param_of
 from _claude_sandbox.system.lookup import Identity, Looked, identity, look, open_directories
 from _claude_sandbox.vm import document as vm_document
-from _claude_sandbox.vm import lima_yaml, mounts, template_keys
+from _claude_sandbox.vm import lima_yaml, mounts, naming, template_keys
 from _claude_sandbox.vm import mark as vm_mark
 
 Shared = dict[Identity, str]
@@ -70,7 +70,7 @@ def _project(ctx: Context, config: Config, writable: Mapping[Path, str]) -> lima
 
 def _point_of(ctx: Context, mount: Path) -> Path:
     where = mounts.mount_point(mount, homes(ctx.user))
-    return mounts.MOUNTS / vm_mark.slug(mount.name) if where == mounts.FALLBACK else where
+    return mounts.MOUNTS / naming.slug(mount.name) if where == mounts.FALLBACK else where
 
 
 def _check_own_way(path: Path, looked: Looked, writable: Mapping[Path, str]) -> None:

@@ -20,6 +20,7 @@ from _claude_sandbox.lima.ssh import Guest
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.processes import Identity
 from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm import naming
 
 SECONDS = 5.0  # in which a process that was killed must be gone: QEMU gives its memory back
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -142,7 +143,7 @@ def finish(ctx: Context) -> None:
     """Remove what a kill during `put_aside` left: only what still has the mark of the VM that it was, or nothing."""
     if ctx.dry:
         return
-    for aside in ctx.lima.home.glob(_PUT_ASIDE.format(f"{vm_mark.PREFIX}*")):
+    for aside in ctx.lima.home.glob(_PUT_ASIDE.format(f"{naming.PREFIX}*")):
         try:
             text = (aside / "lima.yaml").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from box import ROOT, Box
 
-from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm import naming
 
 APP = "claude-sandbox-app"
 VERBS = (
@@ -610,7 +610,7 @@ def test_the_front_door_is_importable() -> None:
 
     assert callable(claude_sandbox.main)
     assert Path(claude_sandbox.__file__).name == "claude_sandbox.py"
-    assert vm_mark.PREFIX == "claude-sandbox-"
+    assert naming.PREFIX == "claude-sandbox-"
 
 
 # -- the tools VM, updates -----------------------------------------------------------------------

@@ -655,7 +655,7 @@ def test_build_caches_go_unless_something_is_built(linux: Context) -> None:
     (images / "disk.qcow2").write_bytes(b"x" * 5000)
     assert [(c.path, c.size) for c in prune_cache.freeable(linux.lima.home)] == [(images.parent, 8192)]
     from _claude_sandbox.system.files import lock
-    from _claude_sandbox.vm.journal import build_lock
+    from _claude_sandbox.vm.locks import build_lock
 
     with build_lock("tools-vm", pytest.fail):
         assert prune_cache.freeable(linux.lima.home) == [] == prune_cache.free(linux.lima.home)

@@ -20,9 +20,9 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.run import Command, Result
 from _claude_sandbox.system.units import GIB
+from _claude_sandbox.vm import cleanup, mounts
 from _claude_sandbox.vm import create as vm_create
 from _claude_sandbox.vm import mark as vm_mark
-from _claude_sandbox.vm import mounts
 from _claude_sandbox.vm import shares as vm_shares
 from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.lima_yaml import Share
@@ -252,13 +252,13 @@ def test_a_directory_that_is_a_symlink_is_not_followed(ctx: Context, home: Path)
     (home / "precious").mkdir()
     (home / "precious" / "file").touch()
     (ctx.lima.home / NAME).symlink_to(home / "precious")
-    vm_create.remove_half_made(ctx, NAME)
+    cleanup.remove_half_made(ctx, NAME)
     assert (home / "precious" / "file").exists()
 
 
 def test_clean_up_is_not_interrupted() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with vm_create.uninterrupted():
+    with cleanup.uninterrupted():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
     assert signal.getsignal(signal.SIGINT) is before
@@ -266,7 +266,7 @@ def test_clean_up_is_not_interrupted() -> None:
 
     def in_a_thread() -> None:
         try:
-            with vm_create.uninterrupted():
+            with cleanup.uninterrupted():
                 pass
         except ValueError as problem:  # signal.signal() outside the main thread
             problems.append(problem)

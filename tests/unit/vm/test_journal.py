@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import time
@@ -13,8 +12,7 @@ import psutil
 import pytest
 
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import lock, read_json, write_json
-from _claude_sandbox.vm import journal as vm_journal
+from _claude_sandbox.system.files import read_json, write_json
 from _claude_sandbox.vm.journal import Journal
 
 
@@ -131,44 +129,3 @@ def test_a_child_that_is_gone(begun: Journal) -> None:
     begun.end_child()
     begun.note_child(process.pid)  # nothing to note any more
     begun.end_child()
-
-
-def test_locks_are_by_project_and_in_our_own_directory(home: Path) -> None:
-    one, other = vm_journal.project_lock_path(Path("/a/app")), vm_journal.project_lock_path(Path("/b/app"))
-    assert one != other and one == vm_journal.project_lock_path(Path("/a/app"))
-    for path in (one, other, vm_journal.base_lock_path("tools-vm")):
-        assert path.is_relative_to(paths.state_dir())
-    assert vm_journal.base_lock_path("a") != vm_journal.base_lock_path("b")
-    with vm_journal.names_lock():
-        assert (paths.state_dir() / "locks" / "names.lock").exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["golden", "names", "credential", "builds", "a.build", "base-a", "project-0"]
-)
-def test_no_name_makes_a_lock_of_another_kind(home: Path, name: str) -> None:
-    """Each of them can be held with all the others, those of a base called `a` too."""
-    locks = paths.state_dir() / "locks"
-    with (
-        vm_journal.build_lock("a", pytest.fail),
-        vm_journal.base_lock("a", pytest.fail),
-        vm_journal.names_lock(),
-        lock(locks / "golden.lock", timeout=0),
-        lock(locks / "credential.lock", timeout=0),
-        lock(vm_journal.project_lock_path(Path("/a")), timeout=0),
-        # Except in a moment of an update: as `a.build.lock` an older version held the build of `a`.
-        contextlib.nullcontext() if name == "a.build" else vm_journal.base_lock(name, pytest.fail),
-        vm_journal.build_lock(name, pytest.fail),
-    ):
-        assert vm_journal.base_lock_path(name) != vm_journal.build_lock_path(name)
-
-
-def test_two_builds_at_once_and_nothing_pruned_meanwhile(home: Path) -> None:
-    with (
-        vm_journal.build_lock("a", pytest.fail),
-        vm_journal.build_lock("b", pytest.fail),
-        vm_journal.no_build() as idle,
-    ):
-        assert not idle
-    with vm_journal.no_build() as idle:
-        assert idle

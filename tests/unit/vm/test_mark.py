@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.vm import mark as vm_mark
+from _claude_sandbox.vm import naming
 
 LIMA_NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")  # pkg/identifiers of Lima
 segment = st.binary(min_size=1, max_size=30).filter(
@@ -25,17 +26,17 @@ longest = st.integers(min_value=25, max_value=58)
 @pytest.mark.spec("4.1")
 @given(directories, longest, st.booleans())
 def test_a_name_is_always_one_that_lima_takes(project: Path, most: int, hashed: bool) -> None:
-    name = vm_mark.vm_name(project, most, with_hash=hashed)
+    name = naming.vm_name(project, most, with_hash=hashed)
     assert LIMA_NAME.fullmatch(name) and "--" not in name
     assert len(name) <= most
     assert name.startswith("claude-sandbox-") and name == name.lower()
-    assert name == vm_mark.vm_name(project, most, with_hash=hashed)
+    assert name == naming.vm_name(project, most, with_hash=hashed)
 
 
 @given(directories, directories, longest)
 def test_two_projects_never_share_the_hashed_name(one: Path, other: Path, most: int) -> None:
     assume(one != other)
-    assert vm_mark.vm_name(one, most, with_hash=True) != vm_mark.vm_name(other, most, with_hash=True)
+    assert naming.vm_name(one, most, with_hash=True) != naming.vm_name(other, most, with_hash=True)
 
 
 def test_names_of_ordinary_and_odd_directories() -> None:
@@ -48,16 +49,16 @@ def test_names_of_ordinary_and_odd_directories() -> None:
         "/src/a.b_c--d": "claude-sandbox-a-b-c-d",
         "/src/Grüße": "claude-sandbox-gr-e",
     }
-    assert {path: vm_mark.vm_name(Path(path), 58) for path in cases} == cases
-    assert vm_mark.vm_name(Path("/a/app"), 58) == vm_mark.vm_name(Path("/b/app"), 58)
-    assert vm_mark.slug("") == "project"
-    assert vm_mark.vm_name(Path("/x/abcdefghi-klm"), 25) == "claude-sandbox-abcdefghi"  # no dash at the cut
+    assert {path: naming.vm_name(Path(path), 58) for path in cases} == cases
+    assert naming.vm_name(Path("/a/app"), 58) == naming.vm_name(Path("/b/app"), 58)
+    assert naming.slug("") == "project"
+    assert naming.vm_name(Path("/x/abcdefghi-klm"), 25) == "claude-sandbox-abcdefghi"  # no dash at the cut
 
 
 @given(st.text(max_size=40))
 def test_slug_has_only_what_a_host_name_may_have(text: str) -> None:
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", vm_mark.slug(text))
-    assert vm_mark.slug(vm_mark.slug(text)) == vm_mark.slug(text)
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", naming.slug(text))
+    assert naming.slug(naming.slug(text)) == naming.slug(text)
 
 
 @given(st.integers(min_value=2, max_value=75), st.booleans())

@@ -13,8 +13,7 @@ from _claude_sandbox.errors import GuestConnectionError, StartError
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, Instance
 from _claude_sandbox.system.run import Result
-from _claude_sandbox.vm import first_boot
-from _claude_sandbox.vm.first_boot import Early
+from _claude_sandbox.vm.early import EarlySetup
 from _claude_sandbox.vm.lima_yaml import Share
 from _claude_sandbox.vm.target import Target
 
@@ -36,9 +35,9 @@ def looks(recorder: Recorder) -> int:
 
 def begun(
     ctx: Context, instance: Instance, prepare: Callable[[Context, Target], str] | None = None
-) -> Early[str]:
-    early = Early(ctx, prepare)
-    early.begin(Target(Config(Path("/p"), Path("/s")), instance, "/p", 1000), SHARES)
+) -> EarlySetup[str]:
+    early = EarlySetup(ctx, prepare)
+    early.start(Target(Config(Path("/p"), Path("/s")), instance, "/p", 1000), SHARES)
     return early
 
 
@@ -46,16 +45,16 @@ def test_mounts_that_were_seen_early_are_not_looked_at_again(
     ctx: Context, recorder: Recorder, instance: Instance
 ) -> None:
     recorder.on("ssh", then=Result(0, b"fast\n"))
-    first_boot.check_mounts(ctx, instance, SHARES, begun(ctx, instance))
+    begun(ctx, instance).check_mounts(instance, SHARES)
     assert looks(recorder) == 1 and not any("exit" in argv for argv in recorder.argvs())
 
 
 def test_what_was_prepared_is_of_the_last_boot(ctx: Context, recorder: Recorder, instance: Instance) -> None:
     recorder.on("ssh", then=[Result(0, b"fast\n"), failed("no connection", 255)])
     early = begun(ctx, instance, prepare=lambda _ctx, target: target.instance.name)
-    assert early.ended() and early.prepared == NAME
-    early.begin(Target(Config(Path("/p"), Path("/s")), instance, "/p", 1000), SHARES)
-    assert not early.ended() and early.prepared is None
+    assert early.wait() and early.prepared == NAME
+    early.start(Target(Config(Path("/p"), Path("/s")), instance, "/p", 1000), SHARES)
+    assert not early.wait() and early.prepared is None
 
 
 @pytest.mark.parametrize(
@@ -75,9 +74,9 @@ def test_of_any_other_boot_nothing_early_counts(
     """What runs later may mount, and the connection is from before: both are made anew."""
     recorder.on("ssh", then=answer)
     early = begun(ctx, instance, prepare=lambda _ctx, target: target.instance.name)
-    assert not early.ended() and early.prepared is None
+    assert not early.wait() and early.prepared is None
     recorder.on("ssh", then=Result(0, b"cloud-init: user-data: packages"))
-    first_boot.check_mounts(ctx, instance, SHARES, early)
+    early.check_mounts(instance, SHARES)
     assert looks(recorder) == 2 and any("exit" in argv for argv in recorder.argvs())
     assert told(ctx).notes == [
         f"{NAME} was set up by cloud-init, which takes longer, because of: user-data: packages"
@@ -88,8 +87,8 @@ def test_a_mount_that_is_missing_at_the_end_is_an_error(
     ctx: Context, recorder: Recorder, instance: Instance
 ) -> None:
     recorder.on("ssh", then=failed("/p is not mounted"))
-    with pytest.raises(StartError, match="without its mounts") as caught:
-        first_boot.check_mounts(ctx, instance, SHARES, begun(ctx, instance))
+    with pytest.raises(StartError, match="its mounts are missing") as caught:
+        begun(ctx, instance).check_mounts(instance, SHARES)
     assert caught.value.details == "/p is not mounted"
 
 
@@ -104,7 +103,7 @@ def test_what_is_prepared_tells_when_it_has_ended(
 
     recorder.on("ssh", then=Result(0, b"fast"))
     early = begun(ctx, instance, prepare=prepare)
-    assert early.ended() and early.ended()
+    assert early.wait() and early.wait()
     assert told(ctx).notes == ["a note"] and told(ctx).warnings == ["a warning"]
 
 
@@ -114,4 +113,4 @@ def test_a_bug_is_not_lost(ctx: Context, recorder: Recorder, instance: Instance)
 
     recorder.on("ssh", then=Result(0, b"fast"))
     with pytest.raises(KeyError):
-        begun(ctx, instance, prepare=prepare).ended()
+        begun(ctx, instance, prepare=prepare).wait()
