@@ -17,8 +17,8 @@ from _claude_sandbox.hooks.registration import Registration
 from _claude_sandbox.lima import limactl
 
 APP = "claude-sandbox-app"
-SCREENS = ROOT / "tests" / "unit" / "screens"
-SAMPLES = ROOT / "tests" / "unit" / "hooks"
+SCREENS = ROOT / "tests" / "unit" / "terminals" / "screens"
+SAMPLES = ROOT / "tests" / "unit" / "hooks" / "samples"
 
 
 def until(condition: Any, seconds: float = 20) -> Any:
