@@ -147,7 +147,7 @@ def bring_up_to_date(ctx: Context, target: Target, *, quick: bool = False) -> Se
             warn(text)
         _sync_login(ctx, chosen, _other_guests(ctx, instance))
         try:
-            report = push.prepare(
+            report = push.update_guest(
                 guest,
                 tree=tree,
                 login=chosen,
@@ -202,7 +202,7 @@ def _listen(target: Target) -> Callable[[], list[str]]:
     return listening
 
 
-def _tell(ctx: Context, instance: Instance, report: push.PrepareReport) -> None:
+def _tell(ctx: Context, instance: Instance, report: push.UpdateReport) -> None:
     """What the user should know of a launch's changes."""
     if not report.hooks:
         ctx.progress.warn(

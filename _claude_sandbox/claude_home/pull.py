@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from _claude_sandbox.claude_home import host_tree, three_way
 from _claude_sandbox.claude_home.first_run import dump, json_state, without_first_run_keys
+from _claude_sandbox.claude_home.guest_state import GuestState, fetch, read_tar
 from _claude_sandbox.claude_home.host_tree import CLAUDE_JSON, SETTINGS, Warn
-from _claude_sandbox.claude_home.push import Seen, fetch, read_tar
 from _claude_sandbox.claude_home.three_way import FileState, States
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, UsageError
 from _claude_sandbox.lima.ssh import GuestLike, guest_script
@@ -56,24 +56,24 @@ class Difference:
 
 
 def diff(guest: GuestLike, settings_dir: Path, warn: Warn) -> list[Difference]:
-    """Everything that differs, sorted by path. Raises as claude_home.push.fetch and claude_home.host_tree.scan do."""
-    tree, seen = host_tree.scan(settings_dir, warn), fetch(guest)
+    """Everything that differs, sorted by path. Raises as claude_home.guest_state.fetch and claude_home.host_tree.scan do."""
+    tree, state = host_tree.scan(settings_dir, warn), fetch(guest)
     found: list[Difference] = []
-    changed = _compare(seen.base.files, tree.files, seen.files)
-    there = _read_guest(guest, seen, [p for p in changed if p in seen.files], DIFF_FILE_MAX, BATCH)
+    changed = _compare(state.base.files, tree.files, state.files)
+    there = _read_guest(guest, state, [p for p in changed if p in state.files], DIFF_FILE_MAX, BATCH)
     for path, (side, what) in changed.items():
         here = _read_host(tree.sources.get(path))
         new = there.get(path)
-        if path in seen.files and new is None:
+        if path in state.files and new is None:
             text = "(a symlink, or too large to show)"
         else:
             if path == SETTINGS:
                 here, new = _clean(here), _clean(new)
             text = unified(path, here, new)
-        code = path.startswith(_CODE) or path == SETTINGS or seen.files.get(path, three_way.LINK).executable
+        code = path.startswith(_CODE) or path == SETTINGS or state.files.get(path, three_way.LINK).executable
         found.append(Difference(path, side, what, text, code))
-    servers = _servers(seen)
-    for name, (side, what) in _compare(seen.base.mcp, tree.mcp_states, _states(servers)).items():
+    servers = _servers(state)
+    for name, (side, what) in _compare(state.base.mcp, tree.mcp_states, _states(servers)).items():
         text = unified(MCP + name, _dumped(tree.mcp, name), _dumped(servers, name))
         found.append(Difference(MCP + name, side, what, text, True))
     return sorted(found, key=lambda item: item.path)
@@ -85,10 +85,10 @@ def pull(guest: GuestLike, settings_dir: Path, wanted: Sequence[str], warn: Warn
     Returns the host files that changed. Raises UsageError for a path that does not differ or cannot be
     carried, RefusedError where it would be written through a symlink. The caller has asked the user.
     """
-    tree, seen = host_tree.scan(settings_dir, warn), fetch(guest)
-    servers = _servers(seen)
-    differing = set(_compare(seen.base.files, tree.files, seen.files))
-    differing |= {MCP + name for name in _compare(seen.base.mcp, tree.mcp_states, _states(servers))}
+    tree, state = host_tree.scan(settings_dir, warn), fetch(guest)
+    servers = _servers(state)
+    differing = set(_compare(state.base.files, tree.files, state.files))
+    differing |= {MCP + name for name in _compare(state.base.mcp, tree.mcp_states, _states(servers))}
     unknown = sorted(set(wanted) - differing)
     if unknown:
         raise UsageError(
@@ -97,9 +97,9 @@ def pull(guest: GuestLike, settings_dir: Path, wanted: Sequence[str], warn: Warn
         )
     plain = [path for path in wanted if not path.startswith(MCP)]
     names = [path.removeprefix(MCP) for path in wanted if path.startswith(MCP)]
-    contents = _read_guest(guest, seen, [p for p in plain if p in seen.files], PULL_FILE_MAX, 1)
+    contents = _read_guest(guest, state, [p for p in plain if p in state.files], PULL_FILE_MAX, 1)
     for path in plain:
-        if path in seen.files and path not in contents:
+        if path in state.files and path not in contents:
             raise UsageError(f"{path} is a symlink in the sandbox, or larger than {PULL_FILE_MAX >> 20} MiB.")
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     written = []
@@ -107,7 +107,7 @@ def pull(guest: GuestLike, settings_dir: Path, wanted: Sequence[str], warn: Warn
         content = contents.get(path)
         if path == SETTINGS and content is not None:
             content = without_first_run_keys(content)
-        executable = seen.files.get(path, three_way.LINK).executable
+        executable = state.files.get(path, three_way.LINK).executable
         written.append(write_inside(settings_dir, path, content, executable, stamp))
     if names:
         written.append(_pull_servers(settings_dir, names, servers, stamp))
@@ -138,7 +138,7 @@ def write_inside(root: Path, path: str, content: bytes | None, executable: bool,
 
 
 def _compare(base: States, host: States, guest: States) -> dict[str, tuple[Side, What]]:
-    plan = three_way.plan(base, host, guest)
+    plan = three_way.plan_sync(base, host, guest)
     found: dict[str, tuple[Side, What]] = {}
     for path in (*plan.put, *plan.remove, *plan.keep):
         side: Side = "guest" if path in plan.keep else "host"
@@ -152,11 +152,11 @@ def _compare(base: States, host: States, guest: States) -> dict[str, tuple[Side,
 
 
 def _read_guest(
-    guest: GuestLike, seen: Seen, wanted: Sequence[str], limit: int, batch: int
+    guest: GuestLike, state: GuestState, wanted: Sequence[str], limit: int, batch: int
 ) -> dict[str, bytes]:
     """The guest's files; those missing are links, too large, or gone meanwhile."""
     found: dict[str, bytes] = {}
-    regular = [path for path in wanted if seen.files[path] != three_way.LINK]
+    regular = [path for path in wanted if state.files[path] != three_way.LINK]
     for start in range(0, len(regular), batch):
         part = regular[start : start + batch]
         lines = "".join(f"{path}\n" for path in part).encode()
@@ -184,8 +184,8 @@ def _clean(raw: bytes | None) -> bytes | None:
     return raw if value is None else without_first_run_keys(dump(value))
 
 
-def _servers(seen: Seen) -> dict[str, Any]:
-    return host_tree.mcp_servers(jsonio.parse_object(seen.claude_json) or {})
+def _servers(state: GuestState) -> dict[str, Any]:
+    return host_tree.mcp_servers(jsonio.parse_object(state.claude_json) or {})
 
 
 def _states(servers: Mapping[str, Any]) -> dict[str, FileState]:

@@ -70,7 +70,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SyncPlan:
     """What to do in the guest. `save` is part of `put` and `remove`: copy the guest's file first.
 
     `keep` are the guest's own changes, left alone. The next manifest holds the host's states.
@@ -82,7 +82,7 @@ class Plan:
     keep: tuple[str, ...]
 
 
-def plan(base: States, host: States, guest: States) -> Plan:
+def plan_sync(base: States, host: States, guest: States) -> SyncPlan:
     """Three-way (spec 5.2): changed on the host only: taken over; in the guest only: kept; both: the
     host's wins and the guest's is saved. Equal on both sides is no change, whatever the base says."""
     put: list[str] = []
@@ -99,7 +99,7 @@ def plan(base: States, host: States, guest: States) -> Plan:
             (remove if here is None else put).append(path)
             if there is not None and there != then:
                 save.append(path)
-    return Plan(tuple(put), tuple(remove), tuple(save), tuple(keep))
+    return SyncPlan(tuple(put), tuple(remove), tuple(save), tuple(keep))
 
 
 def is_excluded(path: str) -> bool:

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from _claude_sandbox.claude_home import host_tree, three_way
+from _claude_sandbox.claude_home import guest_state, host_tree, three_way
 from _claude_sandbox.claude_home import pull as claude_home_pull
 from _claude_sandbox.claude_home import push as claude_home_push
 from _claude_sandbox.claude_home.first_run import GitIdentity
-from _claude_sandbox.claude_home.push import PrepareReport
+from _claude_sandbox.claude_home.push import UpdateReport
 from _claude_sandbox.claude_home.three_way import FileState, Manifest
 from _claude_sandbox.credentials.exchange import Collected
 from _claude_sandbox.credentials.select import TokenLogin
@@ -40,7 +40,9 @@ states = st.dictionaries(
 )
 
 
-def carry_out(plan: three_way.Plan, host: three_way.States, guest: three_way.States) -> dict[str, FileState]:
+def carry_out(
+    plan: three_way.SyncPlan, host: three_way.States, guest: three_way.States
+) -> dict[str, FileState]:
     after = {path: state for path, state in guest.items() if path not in plan.remove}
     return after | {path: host[path] for path in plan.put}
 
@@ -48,7 +50,7 @@ def carry_out(plan: three_way.Plan, host: three_way.States, guest: three_way.Sta
 @pytest.mark.spec("5.2")
 @given(states, states, states)
 def test_three_way(base: three_way.States, host: three_way.States, guest: three_way.States) -> None:
-    plan = three_way.plan(base, host, guest)
+    plan = three_way.plan_sync(base, host, guest)
     after = carry_out(plan, host, guest)
     for path in {*base, *host, *guest}:
         changed_on_host, changed_in_guest = (side.get(path) != base.get(path) for side in (host, guest))
@@ -59,7 +61,7 @@ def test_three_way(base: three_way.States, host: three_way.States, guest: three_
         if changed_in_guest and path in guest and after.get(path) != guest.get(path):
             assert path in plan.save, "nothing of the guest's own is lost"
     assert set(plan.save) <= {*plan.put, *plan.remove}
-    again = three_way.plan(host, host, after)
+    again = three_way.plan_sync(host, host, after)
     assert not again.put and not again.remove, "a second launch has nothing to do"
 
 
@@ -68,10 +70,10 @@ def test_an_interrupted_run_is_repaired(
     base: three_way.States, host: three_way.States, guest: three_way.States, data: st.DataObject
 ) -> None:
     """Some files placed, the manifest still the old one."""
-    plan = three_way.plan(base, host, guest)
+    plan = three_way.plan_sync(base, host, guest)
     done = {path for path in (*plan.put, *plan.remove) if data.draw(st.booleans())}
     half = {p: s for p, s in guest.items() if p not in done} | {p: host[p] for p in done if p in host}
-    second = three_way.plan(base, host, half)
+    second = three_way.plan_sync(base, host, half)
     assert carry_out(second, host, half) == carry_out(plan, host, guest)
     assert not set(second.save) & done, "our own half-made work is not taken for the guest's"
 
@@ -198,10 +200,10 @@ class World:
         )  # fmt: skip
         return Result(done.returncode, done.stdout, done.stderr)
 
-    def up(self, **more: Any) -> PrepareReport:
+    def up(self, **more: Any) -> UpdateReport:
         self.calls = []
         cache = claude_home_push.hashes_file(self.host, self.state)
-        return claude_home_push.prepare(
+        return claude_home_push.update_guest(
             self, tree=host_tree.scan(self.host, self.warnings.append, cache), login=self.login, sandbox="vm",
             state_dir=self.state, warn=self.warnings.append, **more,
         )  # fmt: skip
@@ -250,7 +252,7 @@ def test_everything_is_there_and_the_second_launch_costs_one_call(world: World) 
     assert claude["customApiKeyResponses"]["approved"] == ["TAIL5678901234567890"]
     assert claude["projects"]["/"]["hasTrustDialogAccepted"]
     assert "ada@example.com" in (world.home / ".gitconfig").read_text()
-    assert world.up(identity=GitIdentity("Eve", "e@example.com")) == PrepareReport()
+    assert world.up(identity=GitIdentity("Eve", "e@example.com")) == UpdateReport()
     assert world.calls == ["ask"]
     assert "Eve" not in (world.home / ".gitconfig").read_text()
     assert not list((world.home / ".claude-sandbox").glob("incoming.*"))
@@ -337,7 +339,7 @@ def test_sizes_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_claude_writes_into_settings_is_kept_and_our_key_comes_back(world: World) -> None:
     world.up()
     world.put(world.guest, "settings.json", '{"skipDangerousModePermissionPrompt":true,"model":"opus"}')
-    assert world.up() == PrepareReport()
+    assert world.up() == UpdateReport()
     world.put(world.guest, "settings.json", '{"model": "haiku"}')
     assert world.up().kept == ("settings.json",)
     assert json.loads((world.guest / "settings.json").read_text()) == {
@@ -453,7 +455,7 @@ def test_killed_after_each_step_the_next_launch_repairs(
         f'exec {real} "$@"\n',
         0o755,
     )
-    claude_home_push.fetch(world)  # its own `mv` is not what is killed here
+    guest_state.fetch(world)  # its own `mv` is not what is killed here
     before = os.environ["PATH"]
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{before}")
     if survived < 5:
@@ -468,7 +470,7 @@ def test_killed_after_each_step_the_next_launch_repairs(
     }
     assert not (world.guest / "hooks").exists() and world.saved() == {"agents/x.md": "guest"}
     assert json.loads((world.home / ".claude.json").read_text())["mcpServers"] == {"a": {}}
-    assert world.up() == PrepareReport() and not list((world.home / ".claude-sandbox").glob("incoming.*"))
+    assert world.up() == UpdateReport() and not list((world.home / ".claude-sandbox").glob("incoming.*"))
 
 
 def test_a_file_that_changes_in_between_is_looked_at_again(world: World) -> None:
@@ -512,7 +514,7 @@ def test_no_answer_of_a_guest_raises_anything_but_our_error(noise: bytes, start:
             return Result(0, answer)
 
     try:
-        seen = claude_home_push.fetch(Hostile())
+        seen = guest_state.fetch(Hostile())
     except ClaudeSandboxError:
         return
     assert seen.files == {}
@@ -526,12 +528,12 @@ def test_hooks_come_with_the_first_launch_and_cost_no_call_of_their_own(world: W
     assert report.hooks and world.calls == ["ask", "apply"]
     assert {path: Path(path).read_bytes() for path in hooks_guest_setup.files()} == hooks_guest_setup.files()
     assert os.access(hooks_guest_setup.HOOK, os.X_OK) and os.access(hooks_guest_setup.SETTINGS, os.R_OK)
-    assert world.up() == PrepareReport()
+    assert world.up() == UpdateReport()
     for path in hooks_guest_setup.files():  # a newer claude-sandbox has others; somebody broke or removed one
         Path(path).write_text("other")
-        assert world.up().round_trips == 2 and world.up() == PrepareReport()
+        assert world.up().round_trips == 2 and world.up() == UpdateReport()
         Path(path).unlink()
-        assert world.up().round_trips == 2 and world.up() == PrepareReport()
+        assert world.up().round_trips == 2 and world.up() == UpdateReport()
     assert {path: Path(path).read_bytes() for path in hooks_guest_setup.files()} == hooks_guest_setup.files()
 
 
