@@ -47,7 +47,8 @@ from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance,
 from _claude_sandbox.lima.ssh import Guest
 from _claude_sandbox.system import exchange as system_exchange
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.text import for_log
 from _claude_sandbox.system.units import GIB
@@ -376,7 +377,7 @@ def _put_note(directory: Path) -> None:
 
 def put_aside(directory: Path) -> bool:
     """Whether this very directory (no copy of it) was marked by us for a swap."""
-    note, info = read_json(directory / SWAP_NOTE) or {}, directory.stat()
+    note, info = read_object(directory / SWAP_NOTE) or {}, directory.stat()
     return (note.get("device"), note.get("inode")) == (info.st_dev, info.st_ino)
 
 

@@ -81,7 +81,7 @@ def scan(
     walk = _Scan(directory, warn, guests=functools.cache(guests))
     info = directory.stat()
     _walk(walk, directory, "", frozenset({(info.st_dev, info.st_ino)}))
-    known = (system_files.read_json(cache) if cache else None) or {}
+    known = (jsonio.read_object(cache) if cache else None) or {}
     remembered: dict[str, list[Any]] = {}
     states: dict[str, FileState] = {}
     for path, (source, info) in walk.found.items():

@@ -9,7 +9,8 @@ from pathlib import Path
 from _claude_sandbox.config.yaml_file import text_of
 from _claude_sandbox.errors import ConfigError
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.lookup import Looked
 
 
@@ -86,9 +87,9 @@ def _approvals() -> Path:
 
 def _approved(project: Path, digest: str) -> bool:
     """Whether it was; an answer of an older version, to the content alone, is another digest."""
-    return (read_json(_approvals()) or {}).get(str(project)) == digest
+    return (read_object(_approvals()) or {}).get(str(project)) == digest
 
 
 def approve(project: Path, digest: str) -> None:
     """Remember that the user looked at what ApprovalNeeded showed under this digest."""
-    write_json(_approvals(), {**(read_json(_approvals()) or {}), str(project): digest})
+    write_json(_approvals(), {**(read_object(_approvals()) or {}), str(project): digest})

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.system import files
+from _claude_sandbox.system import files, jsonio
 
 SCHEMA = 1
 KEPT = 8  # hashes of what one sandbox was handed last
@@ -85,7 +85,7 @@ class Record:
     @classmethod
     def load(cls, file: Path) -> Record:
         """An empty one when there is none that can be read."""
-        data = files.read_json(file) or {}
+        data = jsonio.read_object(file) or {}
         if data.get("schema") != SCHEMA:
             return cls()
         try:

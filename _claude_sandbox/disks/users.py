@@ -14,7 +14,7 @@ from typing import Any
 from _claude_sandbox.disks import lima_homes, qcow2
 from _claude_sandbox.disks.qcow2 import DiskError
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import read_json
+from _claude_sandbox.system.jsonio import read_object
 
 DISK = "disk"  # Lima's name for a VM's disk (pkg/limatype/filenames)
 
@@ -25,7 +25,7 @@ def in_store(path: Path) -> bool:
 
 def record(path: Path) -> dict[str, Any]:
     """What was written down about a golden file; empty when that is lost."""
-    return read_json(path.with_suffix(".json")) or {}
+    return read_object(path.with_suffix(".json")) or {}
 
 
 def texts(value: object) -> list[str]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import is_locked, read_json
+from _claude_sandbox.system.files import is_locked
+from _claude_sandbox.system.jsonio import parse_object, read_object
 
 if TYPE_CHECKING:
     from _claude_sandbox.hooks.attention import Session
@@ -134,12 +135,9 @@ def ask(
         client.sendall(head.encode() + data)
         answered = b"".join(iter(lambda: client.recv(65536), b""))
     status, _, text = answered.partition(b"\r\n\r\n")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict) or b" 200 " not in status.split(b"\r\n")[0]:
-        why = value.get("error") if isinstance(value, dict) else None
+    value = parse_object(text)
+    if value is None or b" 200 " not in status.split(b"\r\n")[0]:
+        why = value.get("error") if value else None
         raise ClaudeSandboxError(f"The hooks server refused {path}.", details=why)
     return value
 
@@ -183,7 +181,7 @@ def session_dicts(statuses: Mapping[str, str] | None = None) -> list[dict[str, A
 
     Empty when no server runs: nobody knows then.
     """
-    state = read_json(state_directory() / "state.json") if running() else None
+    state = read_object(state_directory() / "state.json") if running() else None
     if state is None or state.get("schema") != SCHEMA or not isinstance(state.get("sessions"), list):
         return []
     found = [each for each in state["sessions"] if _is_session(each)]

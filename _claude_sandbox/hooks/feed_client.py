@@ -7,7 +7,6 @@ nothing, because each event has its number.
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks import log
 from _claude_sandbox.hooks.attention import Session
 from _claude_sandbox.hooks.event import Event
+from _claude_sandbox.system import jsonio
 
 AGAIN_SECONDS = 0.5  # between two looks for a server
 
@@ -70,11 +70,9 @@ def _connect() -> socket.socket:
 
 def _lines(client: socket.socket) -> Iterator[dict[str, Any]]:
     with client.makefile("rb") as file:
-        for text in file:
-            if text.endswith(b"\n"):  # one that broke off comes again
-                value = json.loads(text)
-                if isinstance(value, dict):
-                    yield value
+        for value, _ in jsonio.parse_lines(file):  # one that broke off comes again
+            if value is not None:
+                yield value
 
 
 def _item(value: dict[str, Any]) -> Event | Session | None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from _claude_sandbox.system.files import write_atomic
+from _claude_sandbox.system.jsonio import read_lines
 
 LIMIT = 16 << 20  # bytes of all
 MOST = 500  # files; those of sandboxes that have been silent for longest go first
@@ -41,9 +41,9 @@ class History:
         self._remove_half_written()
         fresh: dict[str, list[tuple[int, bytes]]] = {}
         for file in rotated:
-            for record, line in lines_of(file):
+            for record, line in read_lines(file):
                 with contextlib.suppress(KeyError, TypeError):
-                    if record["type"] == "event":
+                    if record and record["type"] == "event":
                         fresh.setdefault(str(record["sandbox"]), []).append((int(record["seq"]), line))
         self._merge({self._file(name): lines for name, lines in fresh.items()})
         for file in rotated:
@@ -85,20 +85,6 @@ def fair_share(sizes: Collection[int], limit: int) -> int:
             return rest // count
         rest, count = rest - size, count - 1
     return limit
-
-
-def lines_of(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each whole line that is an object, with its bytes; none of a file that is not there."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for text in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(text)
-                if isinstance(value, dict) and text.endswith(b"\n"):
-                    yield value, text
 
 
 def _rewrite(file: Path, fresh: Sequence[tuple[int, bytes]], limit: int) -> None:

@@ -27,6 +27,7 @@ from _claude_sandbox.hooks import history as hooks_history
 from _claude_sandbox.hooks.event import Event
 from _claude_sandbox.hooks.history import History
 from _claude_sandbox.hooks.session_table import SessionTable
+from _claude_sandbox.system.jsonio import read_lines
 
 NAME, HISTORY = "events.jsonl", "history"
 LIMIT = 4 << 20  # bytes behind the snapshot
@@ -59,10 +60,10 @@ class EventLog:
 
     def open(self, table: SessionTable) -> None:
         """Bring `table` to where the last server was, and go on writing there. Raises OSError."""
-        whole = (next(_records(self.path), None) or {}).get("type") == "snapshot"
+        whole = _begins_with_snapshot(self.path)
         # Without a snapshot at its head: killed between the renames of `rotate`, or a power cut there.
         for file in [self.path] if whole else [*self._newest_whole(), self.path]:
-            for record in _records(file):
+            for record, _ in read_lines(file):
                 self._replay(table, record)
         if self.path.exists():
             _cut_torn_line(self.path)
@@ -127,7 +128,7 @@ class EventLog:
         found: list[Path] = []
         for file in reversed([*_numbered(self.path.parent), *_rotated(self.path.parent)]):
             found.insert(0, file)
-            if (next(_records(file), None) or {}).get("type") == "snapshot":
+            if _begins_with_snapshot(file):
                 break
         return found
 
@@ -192,7 +193,7 @@ def _events(file: Path, since_ns: int) -> Iterator[Event]:
     with contextlib.suppress(OSError):
         if file.stat().st_mtime_ns < since_ns:
             return
-    for record in _records(file):
+    for record, _ in read_lines(file):
         if record is not None and record.get("type") == "event":
             with contextlib.suppress(KeyError, TypeError):
                 yield Event.from_json(record)
@@ -208,21 +209,10 @@ def _numbered(directory: Path) -> list[Path]:
     return sorted(directory.glob("events.[1-9].jsonl"), reverse=True)
 
 
-def _records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Each line as an object; None for one that is none. A last line without an end is not there yet."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for text in file:
-            if not text.endswith(b"\n"):
-                return
-            try:
-                value = json.loads(text)
-            except (ValueError, RecursionError):
-                value = None
-            yield value if isinstance(value, dict) else None
+def _begins_with_snapshot(file: Path) -> bool:
+    return any(
+        (record or {}).get("type") == "snapshot" for record, _ in itertools.islice(read_lines(file), 1)
+    )
 
 
 def _snapshot(table: SessionTable) -> bytes:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from _claude_sandbox.lima import limactl
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 
 SCHEMA = 1
 
@@ -58,7 +59,7 @@ class Registration:
     @classmethod
     def read(cls, file: Path) -> Registration | None:
         """None when it is unreadable, of another schema, or not under its own tag."""
-        value = read_json(file)
+        value = read_object(file)
         texts = ("name", "dir", "project", "host", "ssh_config")
         if value is None or value.get("schema") != SCHEMA or not isinstance(value.get("uid"), int):
             return None

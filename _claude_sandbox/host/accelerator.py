@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import TIMED_OUT, Command, Result, Runner, missing_program
 
 KVM_DEVICE = Path("/dev/kvm")
@@ -237,7 +238,7 @@ def _boot() -> str:
 
 
 def _remembered(key: list[str | int]) -> Accelerator | None:
-    state = read_json(_state_file()) or {}
+    state = read_object(_state_file()) or {}
     boot = _boot()
     if not boot or (state.get("version"), state.get("boot"), state.get("key")) != (SCHEMA, boot, key):
         return None

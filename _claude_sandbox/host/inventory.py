@@ -15,7 +15,8 @@ from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.host import run_as
 from _claude_sandbox.lima.limactl import parse_version
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Command, Runner
 
 MIN_LIMA = (2, 1, 2)  # 2.0: a clone's disk points into the base VM (facts/lima.md §0)
@@ -99,7 +100,7 @@ def _limactls(runner: Runner) -> list[LimaBinary]:
         return []
     prefix = run_as.limactl_prefix()
     state_file = paths.state_dir() / "limactl.json"
-    state = read_json(state_file) or {}
+    state = read_object(state_file) or {}
     seen = state.get("seen") if state.get("version") == SCHEMA else None
     known = seen if isinstance(seen, dict) else {}
     now = {name: _identify(runner, prefix, name, known.get(name)) for name in names}

@@ -18,6 +18,7 @@ from typing import Any
 
 from _claude_sandbox.errors import LimaError
 from _claude_sandbox.system.files import listens
+from _claude_sandbox.system.jsonio import parse_object
 from _claude_sandbox.system.run import TIMED_OUT, Command, Result, Runner
 from _claude_sandbox.system.units import parse_size
 
@@ -241,11 +242,8 @@ class Lima:
         return LimaError(f"limactl {verb} failed.", details=reword(result.error_text))
 
     def _object(self, result: Result, verb: str) -> dict[str, Any]:
-        try:
-            value = json.loads(result.text)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
+        value = parse_object(result.stdout)
+        if value is None:
             raise LimaError(f"limactl {verb} answered something unreadable.", details=result.text[:200])
         return value
 

@@ -25,7 +25,8 @@ from _claude_sandbox.hooks.turns import Turns
 from _claude_sandbox.notify.channels import Actions, Channel, Desktop, Failed, Log, Terminal, UserCommand
 from _claude_sandbox.notify.policy import NORMAL, NOTIFIED, Action, Alert, Key, Policy, Show, quiet_left
 from _claude_sandbox.system import paths, program, quoting
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import LocalRunner, Runner
 from _claude_sandbox.system.text import clean
 from _claude_sandbox.terminals import focus as terminals_focus
@@ -130,7 +131,7 @@ class Notifier:
         A server that was killed withdrew nothing: its notifications still show.
         """
         file = _left_file()
-        left = read_json(file) or {}
+        left = read_object(file) or {}
         file.unlink(missing_ok=True)
         for session in sessions:
             self._latest[session.key] = session

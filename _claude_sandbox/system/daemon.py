@@ -33,10 +33,10 @@ from _claude_sandbox.system.files import (
     is_locked,
     listens,
     lock,
-    read_json,
     rotate,
     write_json,
 )
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Command, LocalRunner
 
 START_SECONDS, STOP_SECONDS = 30.0, 8.0
@@ -87,7 +87,7 @@ def running(daemon: Daemon) -> bool:
 
 def told(daemon: Daemon) -> dict[str, Any]:
     """What the pid file says: identity (system/processes.py), version, argv0; {} without one."""
-    return read_json(daemon.pid_file) or {}
+    return read_object(daemon.pid_file) or {}
 
 
 def ensure(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = START_SECONDS) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.system import processes
+from _claude_sandbox.system.text import printable
 
 LOG_LIMIT = 1 << 20  # bytes of a log; as much again is kept in NAME.1
 PATIENCE = 1.0  # seconds; who has to wait longer for a lock is shown who has it
@@ -114,15 +116,6 @@ class LogFile:
                 file.write(data[-self.limit :])
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None when it is missing, unreadable or no JSON object."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def write_json(path: Path, value: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
 
@@ -190,19 +183,12 @@ def holder(path: Path) -> str:
 
 def _command(pid: int) -> str:
     """What was asked of a claude-sandbox, if this process is one."""
-    try:
-        import psutil  # not there yet while the launcher makes our environment
-    except ImportError:
-        return ""
-    try:
-        words = psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return ""
+    words = processes.arguments(pid) or []
     ours = next((at for at, word in enumerate(words) if os.path.basename(word) in _PROGRAMS), None)
     # Not what follows `--`: that is another program's. No word of it may steer a terminal.
     command = words[ours + 1 :] if ours is not None else []
     command = command[: command.index("--")] if "--" in command else command
-    return "".join(letter for letter in " ".join(command) if letter.isprintable())[:60]
+    return printable(" ".join(command), instead="")[:60]
 
 
 def is_locked(path: Path) -> bool:

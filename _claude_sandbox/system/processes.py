@@ -151,8 +151,10 @@ def arguments(pid: int) -> list[str] | None:
 
 
 def _arguments_on_macos(pid: int) -> list[str] | None:
-    import psutil
-
+    try:
+        import psutil  # not there yet while the launcher makes our environment
+    except ImportError:
+        return None
     try:
         return psutil.Process(pid).cmdline() or None
     except (psutil.Error, OSError):

@@ -21,7 +21,8 @@ from typing import Any
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.system import paths, processes
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Command, CommandNotFound, Runner
 from _claude_sandbox.terminals.tmux import Client, Pane, Tmux
 
@@ -133,7 +134,7 @@ def _identity(pid: int) -> processes.Identity:
 def read(uuid: str) -> Record | None:
     """The record of a launch; None when there is none, or none that this version reads."""
     try:
-        return _of(read_json(_file(uuid)))
+        return _of(read_object(_file(uuid)))
     except ValueError:
         return None
 
@@ -158,7 +159,7 @@ def everything() -> list[Record]:
     """The records of all sessions whose ssh lives, oldest first; those left by a killed launch are removed."""
     found = []
     for file in sorted(directory().glob("*.json")):
-        record = _of(read_json(file))
+        record = _of(read_object(file))
         if record is not None and alive(record):
             found.append(record)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.lima.context import Context
-from _claude_sandbox.system import files, paths
+from _claude_sandbox.system import files, jsonio, paths
 
 _KEPT = 5  # runs; an older one says little about the host as it is today
 
@@ -38,7 +38,7 @@ def _file() -> Path:
 
 
 def _known() -> dict[str, Any]:
-    return files.read_json(_file()) or {}
+    return jsonio.read_object(_file()) or {}
 
 
 def _runs(known: dict[str, Any], kind: str) -> list[float]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox.system import paths, processes
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 
 
 def _tag(lima_home: Path, name: str) -> str:
@@ -48,18 +49,18 @@ class Journal:
         return self.path.exists()
 
     def project(self) -> Path | None:
-        text = (read_json(self.path) or {}).get("project")
+        text = (read_object(self.path) or {}).get("project")
         return Path(text) if isinstance(text, str) else None
 
     def note_child(self, pid: int) -> None:
         """Remember the process that works on the VM."""
         found = processes.identity(pid)
         if found is not None:
-            write_json(self.path, {**(read_json(self.path) or {}), "child": found.to_json()})
+            write_json(self.path, {**(read_object(self.path) or {}), "child": found.to_json()})
 
     def end_child(self) -> None:
         """End that process if it still runs: a limactl that outlived a killed claude-sandbox."""
-        data = read_json(self.path) or {}
+        data = read_object(self.path) or {}
         child = data.get("child")
         if isinstance(child, int):  # an older version's
             child = {"pid": child, "started": data.get("child_started")}

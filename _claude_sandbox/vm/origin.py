@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 
 FILE = "claude-sandbox.origin"  # in the instance directory
 
@@ -32,7 +33,7 @@ class Origin:
 
 def of(directory: Path) -> Origin | None:
     """None when nothing is recorded: the sandbox is from an older version."""
-    value = read_json(directory / FILE) or {}
+    value = read_object(directory / FILE) or {}
     base, template, packages = (value.get(key) for key in ("base", "template", "packages"))
     if not isinstance(base, str | None) or not isinstance(template, str | None):
         return None

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import paths, processes
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.voice import recorder
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def all_held() -> list[Grant]:
 
 def _read(file: Path) -> Grant | None:
     """None for anything but what `Grant.write` writes."""
-    value = read_json(file) or {}
+    value = read_object(file) or {}
     texts: list[Any] = [value.get(key) for key in _TEXTS]
     uid, began, command = value.get("uid"), value.get("began", 0), value.get("command")
     # A version before system/processes.py wrote "pid" and "started" beside the rest.
@@ -194,5 +195,5 @@ def status() -> str:
 
 def recording() -> list[str]:
     """Names of the sandboxes that record now, by the server's state file."""
-    value = (read_json(state_file()) or {}).get("recording")
+    value = (read_object(state_file()) or {}).get("recording")
     return sorted(map(str, value)) if isinstance(value, dict) else []

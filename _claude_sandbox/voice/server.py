@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from _claude_sandbox.lima.limactl import RUNNING, Lima
 from _claude_sandbox.lima.ssh import guest_script
 from _claude_sandbox.system import daemon, processes, program, quoting
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Command, LocalRunner
 from _claude_sandbox.voice import grants as voice_grants
 from _claude_sandbox.voice import recorder
@@ -178,7 +179,7 @@ class Server:
 
 def _end_leftovers(log: Log) -> list[str]:
     """End capture programs of a server that was killed: it wrote down which ones ran, and for which VMs."""
-    left = (read_json(voice_grants.state_file()) or {}).get("recording")
+    left = (read_object(voice_grants.state_file()) or {}).get("recording")
     for name, noted in (left if isinstance(left, dict) else {}).items():
         known = processes.from_json(noted)
         if known is None or known.pid <= 1 or not processes.same(known):

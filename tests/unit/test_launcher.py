@@ -74,6 +74,7 @@ def make_checkout(root: Path) -> Checkout:
         "system/__init__",
         "system/child",
         "system/files",
+        "system/processes",
         "system/run",
         "system/text",
     ):

@@ -19,7 +19,8 @@ from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.sandbox import overview as sandbox_overview
 from _claude_sandbox.sandbox.overview import Row
 from _claude_sandbox.system import paths, terminal
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Runner
 from _claude_sandbox.terminals import focus as terminals_focus
 from _claude_sandbox.terminals import records as terminals_records
@@ -130,12 +131,12 @@ def next_waiting(call: Invocation) -> int:
 
 def _was_shown(row: Row) -> bool:
     session = row.session
-    return bool(session and (read_json(_shown_file()) or {}).get("/".join(session.key)) == session.seq)
+    return bool(session and (read_object(_shown_file()) or {}).get("/".join(session.key)) == session.seq)
 
 
 def _remember(session: Session) -> None:
     known = {"/".join(each.key): each.seq for each in hooks_client.sessions()}
-    kept = {key: seq for key, seq in (read_json(_shown_file()) or {}).items() if known.get(key) == seq}
+    kept = {key: seq for key, seq in (read_object(_shown_file()) or {}).items() if known.get(key) == seq}
     write_json(_shown_file(), {**kept, "/".join(session.key): session.seq})
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import files
-from _claude_sandbox.system.files import LogFile, lock, read_json, write_atomic, write_json
+from _claude_sandbox.system.files import LogFile, lock, write_atomic, write_json
+from _claude_sandbox.system.jsonio import read_object
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -61,23 +62,23 @@ def test_a_writer_killed_at_any_instant_leaves_old_or_new(tmp_path: Path) -> Non
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None and process.stdout.readline() == b"go\n"
-    while (read_json(file) or {}).get("n", 0) < 3:
+    while (read_object(file) or {}).get("n", 0) < 3:
         pass
     process.kill()
     process.communicate()
-    state = read_json(file)
+    state = read_object(file)
     assert state is not None and len(state["pad"]) == 100_000
 
 
 def test_json_that_is_none(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    assert read_json(file) is None
+    assert read_object(file) is None
     for content in (b"", b"{", b"[1]", b"\xff", b"null"):
         file.write_bytes(content)
-        assert read_json(file) is None
+        assert read_object(file) is None
     write_json(file, {"path": "/\udcff", "n": 1})
-    assert read_json(file) == {"path": "/\udcff", "n": 1}
-    assert read_json(tmp_path) is None
+    assert read_object(file) == {"path": "/\udcff", "n": 1}
+    assert read_object(tmp_path) is None
 
 
 # -- locks -------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.vm.journal import Journal
 
 
@@ -92,7 +93,7 @@ def test_a_process_that_got_the_same_id_later_is_left_alone(
     begun: Journal, child: subprocess.Popen[bytes], shift: int
 ) -> None:
     begun.note_child(child.pid)
-    data = read_json(begun.path) or {}
+    data = read_object(begun.path) or {}
     known = data["child"]
     older = {"child": child.pid, "child_started": psutil.Process(child.pid).create_time() + 5 * shift}
     for later in ({"child": {**known, "start": known["start"] + shift}}, older):

@@ -23,7 +23,8 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.notify.channels import Actions, Failed
 from _claude_sandbox.notify.policy import Alert
 from _claude_sandbox.system import daemon, processes, program
-from _claude_sandbox.system.files import read_json, write_json
+from _claude_sandbox.system.files import write_json
+from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import LocalRunner
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.voice import grants as voice_grants
@@ -140,7 +141,7 @@ def test_a_sandbox_can_record_only_while_its_session_lives(
         assert (await reader.readexactly(12)) == b"sound......."
         assert voice_grants.recording() == [given.name]
         assert ground.signs == [(given.name, True)]
-        pid = (read_json(voice_grants.state_file()) or {})["recording"][given.name]["pid"]
+        pid = (read_object(voice_grants.state_file()) or {})["recording"][given.name]["pid"]
         session.kill()  # as by kill -9: nothing takes the grant back
         session.wait()
         await until(lambda: not socket.exists())
