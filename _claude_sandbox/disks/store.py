@@ -199,7 +199,7 @@ def survey(lima_home: Path) -> list[Golden]:
     if not paths.golden_dir().is_dir():
         return []
     files = _files()
-    seen = look(homes_of([*files, *_records()], lima_home), lima_home)
+    seen = _look(files, lima_home)
     if seen.unreadable:
         raise DiskError(
             "What uses the golden disks cannot be found out.",
@@ -214,6 +214,22 @@ def survey(lima_home: Path) -> list[Golden]:
         size = file.stat().st_blocks * 512 if file.exists() else 0
         found.append(Golden(file, size, users, tuple(gone), tuple(gone.values())))
     return sorted(found, key=lambda golden: (-golden.size, golden.path))
+
+
+def _look(files: Iterable[Path], lima_home: Path) -> Seen:
+    """`look` wherever a VM may use one of these files; one whose record is lost may be used anywhere, unless it
+    still is some VM's own disk."""
+    seen = look(homes_of([*files, *_records()], lima_home), lima_home)
+    for file in files:
+        info = file.stat()
+        if (info.st_dev, info.st_ino) in seen.disks:
+            continue  # about to be frozen (`sweep`)
+        if not isinstance(record(file).get("lima_homes"), list):
+            seen.unreadable.append(
+                f"{file.with_suffix('.json')} does not say which LIMA_HOMEs used {file.name}. The start of a VM "
+                f"that stands on it writes that again; if there is none in any LIMA_HOME, remove {file}."
+            )
+    return seen
 
 
 def _files(suffix: str = SUFFIX) -> list[Path]:
@@ -288,7 +304,7 @@ def sweep(lima_home: Path) -> None:
     for aside in lima_home.glob(f"*/{ASIDE}"):
         aside.unlink(missing_ok=True)
     files = _files()
-    seen = look(homes_of([*files, *_records()], lima_home), lima_home)
+    seen = _look(files, lima_home)
     for file in files:
         info = file.stat()
         if (info.st_dev, info.st_ino) in seen.disks:  # its VM writes to it

@@ -99,7 +99,10 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 def _nowhere(entry: os.DirEntry[str]) -> str:
-    return f"{entry.path} leads to {os.readlink(entry.path)}, which cannot be reached"
+    try:
+        return f"{entry.path} leads to {os.readlink(entry.path)}, which cannot be reached"
+    except OSError as error:  # changed meanwhile: what comes behind it has to be looked at all the same
+        return str(error)
 
 
 def _look_at(directory: Path, label: str, seen: Seen) -> set[str]:

@@ -93,6 +93,7 @@ def test_another_account_is_a_question_on_a_terminal(host: Host) -> None:
     host.login().collect(made("evil-again"), "a", THEIRS)
     assert len(host.questions) == 1, "with no, that sandbox has a login of its own"
     assert host.launch("a", there := made("evil")) == there, "and keeps it"
+    assert not host.login().shares("a") and host.launch("a") and host.login().shares("a"), "until it has none"
     host.launch("b")
     host.answer = True
     assert host.login().collect(made("other"), "b", THEIRS) is not None and host.has("other")
@@ -104,6 +105,26 @@ def test_another_account_is_a_warning_without_a_terminal(host: Host) -> None:
     assert host.login().collect(made("evil"), "a", THEIRS) is None
     assert host.has("second") and "login --take" in host.warnings[0] and "sk-ant" not in host.warnings[0]
     assert host.launch("a", there := made("evil")) == there, "nothing in the guest is lost either"
+    assert host.login().shares("a"), "nobody has decided that it keeps its own"
+
+
+def test_an_account_is_known_from_the_last_one_that_named_it(host: Host) -> None:
+    host.launch("a")
+    host.login().collect(made("second"), "a", MINE)
+    assert host.login().collect(made("third"), "a") is not None, "a refresh that names none is the same one's"
+    assert host.login().collect(made("evil"), "a", THEIRS) is None and "another account" in host.questions[0]
+    host.file.write_bytes(made("hosts"))  # but the account of what the user has replaced is forgotten
+    host.launch("b")
+    assert host.login().collect(made("fourth"), "b") is not None
+    assert host.login().collect(made("fifth"), "b", THEIRS) is not None and len(host.questions) == 1
+
+
+def test_nobody_can_agree_to_an_expiry_that_no_issuer_gives(host: Host) -> None:
+    host.launch("a")
+    value = credentials_stores.parse(made("evil", 399 * 24))
+    assert (
+        value is not None and host.login().settle(value, "a", MINE, take=True) is None and host.has("first")
+    )
 
 
 def test_another_plan_is_another_account_too(host: Host) -> None:
@@ -129,6 +150,8 @@ def test_the_login_of_other_settings_is_neither_taken_nor_overwritten(host: Host
     content = host.login(other).bring(None, "at-work")
     assert not host.login().shares("at-work") and host.login(other).shares("at-work")
     assert host.login().collect(content or b"", "at-work", THEIRS) is None and host.has("first")
+    assert host.login().collect(made("refreshed"), "at-work") is None and host.has("first")
+    assert host.launch("at-work", there := made("refreshed")) == there, "Claude got that one at work"
 
 
 def test_a_false_one_of_the_same_account_is_replaced_by_the_next_genuine_login(host: Host) -> None:
@@ -154,6 +177,16 @@ def test_what_the_user_puts_on_the_host_wins(host: Host) -> None:
     host.file.write_bytes(made("hosts", 2))
     assert host.login().collect(made("false", 23.9), "a", MINE) is None and host.has("hosts")
     assert b"hosts" in (host.launch("a", made("false", 23.9)) or b"")
+    host.file.write_bytes(
+        made("first", 1)
+    )  # the one from before: what descends from the next one is not its heir
+    assert host.login().collect(made("false", 23.9), "a", MINE) is None and host.has("first")
+    # Nor does it matter whose the one was that the user has replaced.
+    host.launch("a")
+    assert host.login().collect(made("second"), "a", MINE) is not None
+    host.file.write_bytes(made("hosts-again", 2))
+    assert host.login().collect(made("third"), "a", THEIRS) is None and not host.questions
+    assert host.has("hosts-again")
 
 
 def test_an_expired_one_gives_way(host: Host) -> None:
@@ -177,6 +210,23 @@ def test_the_first_login_of_all_is_taken(host: Host) -> None:
     host.file.unlink()
     host.launch("a")
     assert host.login().collect(made("new"), "a", MINE) is not None and host.has("new")
+
+
+def test_but_not_from_just_anywhere(host: Host) -> None:
+    """Where the host has none, the rules are those of one that it has."""
+    host.launch("a")
+    host.login().collect(made("false"), "a", MINE)
+    assert host.login().undo() == "a"
+    other = host.home / "other"
+    other.mkdir()
+    (other / ".credentials.json").write_bytes(made("work"))
+    host.login(other).bring(None, "at-work")
+    host.file.unlink()
+    for value, sandbox in ((made("old", -25), "b"), (made("again"), "a"), (made("work2"), "at-work")):
+        assert host.login().collect(value, sandbox, MINE) is None and not host.file.exists()
+    assert (
+        "undone" in host.questions[0] and "does not descend" in host.questions[1] and len(host.questions) == 2
+    )
 
 
 @pytest.mark.parametrize("step", ["the record", "the store", "the end"])
@@ -222,6 +272,21 @@ def test_undo_puts_back_what_was_there_before_that_sandbox_changed_it(host: Host
     assert host.login().collect(made("false-3"), "evil", MINE) is None and "undone" in host.questions[0]
     assert host.login().collect(made("genuine"), "good", MINE) is not None
     assert host.login().undo() == "good" and host.has("first")
+
+
+def test_undo_takes_back_one_sandbox_s_changes_and_no_one_else_s(host: Host) -> None:
+    host.launch("a"), host.launch("b")
+    host.login().collect(made("second"), "a", MINE)
+    host.launch("b", made("first", 1))
+    assert host.login().collect(made("third"), "b", MINE) is not None
+    assert host.login().undo() == "b" and host.has("second")
+    host.file.write_bytes(made("hosts"))
+    host.launch("a")
+    host.login().collect(made("fourth"), "a", MINE)
+    host.file.write_bytes(made("hosts-again"))
+    host.launch("a")
+    assert host.login().collect(made("fifth"), "a", MINE) is not None
+    assert host.login().undo() == "a" and host.has("hosts-again"), "what the user put there is not undone"
 
 
 def test_undo_after_the_user_changed_the_host_s_changes_nothing(host: Host) -> None:

@@ -533,6 +533,41 @@ def test_records_of_an_older_version(linux: Context, home: Path) -> None:
     assert [g.why for g in prune_cache.kept(here)] == [("is empty",)] and disks_store.free(here) == []
 
 
+def test_a_lima_home_is_known_by_its_id_however_it_is_written(linux: Context, home: Path) -> None:
+    file = linked_clone.freeze(linux, base(linux))
+    assert file is not None
+    here, other, link = linux.lima.home, home / "other", home / "zz-link"
+    link.symlink_to(here)
+    record = disks_users.record(file)
+    both = [str(here), str(link)]  # an older version and this one, one behind the other
+    write_json(file.with_suffix(".json"), {**record, "lima_homes": both})
+    here.rename(home / "unmounted")
+    other.mkdir()
+    put_instance(linux, "another")
+    assert lima_homes.identify(here) != record["home_ids"][str(here)]  # it has VMs, and an id: not that one
+    assert disks_store.free(here) == []
+    assert [g.why for g in prune_cache.kept(here)] == [("is another directory than it was",)]
+    shutil.rmtree(here / "another")
+    write_json(file.with_suffix(".json"), {**record, "lima_homes": both, "home_ids": {}})
+    assert disks_store.free(here) == []
+    assert [g.why for g in prune_cache.kept(here)] == [("is empty",)]  # but for the id, which a base just got
+    shutil.rmtree(here)
+    here.write_text("a file")
+    assert disks_store.free(other) == []
+    assert [g.why for g in prune_cache.kept(other)] == [("is not there",)]
+
+
+def test_the_store_is_one_however_it_is_written(
+    linux: Context, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = linked_clone.freeze(linux, base(linux))
+    assert file is not None
+    (home / "data").symlink_to(paths.golden_dir().parent.parent)
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
+    assert paths.golden_dir() != file.parent and disks_store.free(linux.lima.home) == []
+    assert [g.users for g in disks_store.survey(linux.lima.home)] == [("tools-vm",)]
+
+
 def test_a_full_disk_prevents_neither_the_freeing_nor_a_start(
     linux: Context, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -601,7 +636,27 @@ def test_what_was_moved_to_another_file_system_still_counts(
     assert file is not None and file.exists()
 
 
-@pytest.mark.parametrize("where", ["in the store", "elsewhere"])
+@pytest.mark.parametrize("left", [None, b"", b"[]", b'{"version": 1}'])
+def test_without_its_record_nobody_knows_who_used_a_file(
+    linux: Context, home: Path, left: bytes | None
+) -> None:
+    tools = base(linux)
+    file = linked_clone.freeze(linux, tools)
+    assert file is not None
+    shutil.copytree(here := linux.lima.home, other := home / "other")
+    disks_store.check(other, other / "tools-vm")
+    shutil.rmtree(tools.dir)
+    file.with_suffix(".json").unlink()
+    if left is not None:
+        file.with_suffix(".json").write_bytes(left)
+    with pytest.raises(DiskError) as caught:
+        disks_store.free(here)
+    assert "which LIMA_HOMEs used" in (caught.value.details or "") and file.exists()
+    disks_store.check(other, other / "tools-vm")  # whoever starts writes it again
+    assert disks_store.free(here) == [] and file.exists()
+
+
+@pytest.mark.parametrize("where", ["in the store", "elsewhere", "spoilt"])
 def test_a_chain_that_is_broken_stops_the_freeing(linux: Context, home: Path, where: str) -> None:
     tools = base(linux)
     lower = linked_clone.freeze(linux, tools)
@@ -615,7 +670,9 @@ def test_a_chain_that_is_broken_stops_the_freeing(linux: Context, home: Path, wh
         (tools.dir / "disk").rename(home / "layer")
         fakedisk.write(tools.dir / "disk", backing=str(home / "layer"))
         assert disks_store.free(linux.lima.home) == []
-        (home / "layer").unlink()
+        (home / "layer").unlink() if where == "elsewhere" else (home / "layer").write_bytes(
+            qcow2.MAGIC + bytes(9)
+        )
     with pytest.raises(DiskError) as caught:
         disks_store.free(linux.lima.home)
     assert "is missing or cannot be read" in (caught.value.details or "") and lower.exists()

@@ -106,6 +106,28 @@ def test_a_flood_from_many_sandboxes_is_bounded_too(tmp_path: Path) -> None:
     assert {each.sandbox for each in hooks_log.logged(tmp_path)} == {f"box{n}" for n in range(7)}
 
 
+def test_one_that_had_all_the_space_gives_way_to_others(tmp_path: Path) -> None:
+    history = hooks_history.History(tmp_path / "history", limit=6_000)
+    for box in ("first", "second", "third"):  # one behind the other: none of them writes again
+        (tmp_path / "log").write_bytes(b"".join(of_event(event(seq, box=box)) for seq in range(1, 101)))
+        history.take([tmp_path / "log"])
+        assert sum(file.stat().st_size for file in history.files()) <= 6_000
+    kept = [[json.loads(each)["seq"] for each in file.open("rb")] for file in history.files()]
+    assert len(kept) == 3 and all(seqs == list(range(seqs[0], 101)) for seqs in kept), (
+        "whole lines, the newest"
+    )
+
+
+def test_of_too_many_sandboxes_the_longest_silent_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks_history, "MOST", 3)
+    history = hooks_history.History(tmp_path / "history")
+    for seq, box in enumerate("dcbaxd", 1):
+        (tmp_path / "log").write_bytes(of_event(event(seq, box=box)))
+        history.take([tmp_path / "log"])
+        os.utime(history.directory / f"{box}.jsonl", (seq, seq))
+    assert [file.name for file in history.files()] == ["a.jsonl", "d.jsonl", "x.jsonl"]
+
+
 def test_the_log_of_the_last_release_is_read_and_kept(tmp_path: Path) -> None:
     """events.jsonl and up to three older ones, each with a snapshot at its head."""
     table, kept = SessionTable(), []
@@ -153,7 +175,11 @@ def test_killed_while_events_go_into_the_history(
     log.sync()
     assert again.snapshot() == table.snapshot() and rotated(tmp_path) == []
     assert [each.seq for each in hooks_log.logged(tmp_path)] == list(range(1, 101))
-    assert len(list((tmp_path / "history").iterdir())) == 3
+    files = list((tmp_path / "history").iterdir())
+    assert sum(len(file.read_text().splitlines()) for file in files) == 100 - len(
+        log.path.read_text().splitlines()[1:]
+    )
+    assert len(files) == 3
 
 
 def test_without_a_history_rotated_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

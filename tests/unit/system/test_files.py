@@ -147,6 +147,7 @@ def test_a_log_is_bounded_private_and_keeps_the_previous_one(tmp_path: Path) -> 
     for number in range(200):
         log.write(b"%03d %s\n" % (number, b"x" * 30))
     log.write(b"y" * 5000)
+    assert path.stat().st_size < 2000
     log.write(b"the end\n")
     kept = tmp_path / "x.log.1"
     assert path.read_bytes() == b"the end\n" and 0 < kept.stat().st_size <= 1000

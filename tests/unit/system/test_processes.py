@@ -105,3 +105,14 @@ def test_what_a_process_is() -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux")
 def test_a_boot_has_a_name() -> None:
     assert processes.boot() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    me = processes.identity(os.getpid())
+    assert me is not None and me.boot == processes.boot() != ""  # after a reboot nobody is the same
+
+
+def test_whose_processes_may_be_a_user_s() -> None:
+    me, other = os.geteuid() or 65001, 65002
+    assert processes.may_be_of(1, me) and processes.may_be_of(1, 0)  # root's
+    assert processes.may_be_of(1 << 22, me)  # one whose owner cannot be seen
+    if os.geteuid() != 0:
+        assert processes.may_be_of(os.getpid(), me) and processes.may_be_of(os.getpid(), 0)
+        assert not processes.may_be_of(os.getpid(), other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,26 @@ def test_a_date_that_is_none_is_a_line(ctx: Context, recorder: Recorder, answer:
     assert len(notes.said) == 1 and "no date" in notes.said[0] and harmless(notes.said[0])
     first_boot.mention_old_claude(ctx, instance)
     assert len(notes.said) == 1, "the guest is asked once"
+
+
+def test_an_old_claude_is_mentioned_once_a_day(ctx: Context, recorder: Recorder) -> None:
+    notes, now, day = Notes(), int(time.time()), 86400
+    ctx = Context(ctx.lima, ctx.user, notes)
+    instance = Instance("claude-sandbox-app", RUNNING, ctx.lima.home / "claude-sandbox-app")
+    instance.dir.mkdir(parents=True, exist_ok=True)
+    file = instance.dir / first_boot.CLAUDE_DATE
+    recorder.on("ssh", then=Result(0, str(now - 40 * day).encode()))
+    for _ in range(2):
+        first_boot.mention_old_claude(ctx, instance)
+        assert len(notes.said) == 1 and "is 40 days old" in notes.said[0] and "update" in notes.said[0]
+    file.write_text(f"{now - 41 * day} {now - 2 * day}")  # the next day
+    first_boot.mention_old_claude(ctx, instance)
+    assert [said for said in notes.said if "is 41 days old" in said] == notes.said[1:] != []
+    # Not old, and what only a clock that is wrong (here or in the guest) says.
+    for date in (now - 20 * day, now + 400 * day, 1, now - 4000 * day):
+        file.write_text(f"{date} 0")
+        first_boot.mention_old_claude(ctx, instance)
+    assert len(notes.said) == 2
 
 
 @pytest.mark.parametrize("kept", ["", "x", "1e400 0", "nan nan", "9" * 400 + " 0", "1 2 3", "² 0"])

@@ -127,6 +127,11 @@ def test_where_no_birth_is_known_it_is_not_sure(
     old.rename(new)
     found = vm_lookup.moved(ctx, new)
     assert found is not None and found[0].name == "claude-sandbox-old" and not found[1]
+    for unknown in (ctx.lima.home, home):  # each may be on a file system that records none
+        monkeypatch.setattr(
+            vm_lookup, "birth", lambda path, unknown=unknown: 0 if path.parent == unknown else time.time_ns()
+        )
+        assert vm_lookup.moved(ctx, new) == found
 
 
 def test_a_name_under_construction_is_not_free(ctx: Context, home: Path) -> None:

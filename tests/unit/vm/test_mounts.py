@@ -157,9 +157,16 @@ def test_places_that_a_variable_moves(
 
 
 def test_the_same_directory_under_another_name_is_the_same(home: Path, tmp_path: Path) -> None:
-    """By device and inode, as a bind mount or another spelling on macOS shows it; here the resolved path differs
-    by nothing but that."""
-    (home / ".ssh").mkdir()
+    """By device and inode, as a bind mount or another spelling on macOS shows it; a symlink that is taken for a
+    resolved path has them too."""
+    (home / ".ssh" / "deep").mkdir(parents=True)
+    (home / ".ssh" / "deep" / "key").mkdir()
+    bound = tmp_path / "bound"
+    bound.symlink_to(home / ".ssh")
+    assert mounts.relation(bound / "deep", home / ".ssh") == mounts.LIES_IN
+    assert mounts.relation(bound, home / ".ssh" / "deep" / "key") == mounts.CONTAINS
+    with pytest.raises(RefusedError, match="your keys"):
+        mounts.check_shareable(bound, None, False)
     assert mounts.relation(home / ".ssh" / "x", home / "." / ".ssh") == mounts.LIES_IN
     assert mounts.relation(home, home / ".ssh") == mounts.CONTAINS
     assert mounts.relation(tmp_path, home / ".ssh") in (None, mounts.CONTAINS)
@@ -194,6 +201,9 @@ def test_what_may_be_read_as_settings(home: Path, tmp_path: Path) -> None:
         mounts.check_readable(home / name)
     (home / ".claude").mkdir()
     mounts.check_readable(home / ".claude")
+    for path in (Path("/tmp"), Path("/var/tmp")):
+        with pytest.raises(RefusedError, match="as the settings directory"):
+            mounts.check_readable(path)
     for name in ("", ".ssh", ".lima", ".claude/projects", ".claude-sandbox", ".gnupg/x", ".config"):
         with pytest.raises(RefusedError, match="as the settings directory"):
             mounts.check_readable(home / name)

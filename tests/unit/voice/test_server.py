@@ -223,7 +223,7 @@ def test_what_a_killed_server_left_is_ended(home: Path) -> None:
     with (
         subprocess.Popen(["sleep", "600"], process_group=0) as left,
         subprocess.Popen(["sleep", "600"], process_group=0) as old,
-        subprocess.Popen(["sleep", "600"]) as other,
+        subprocess.Popen(["sleep", "600"], process_group=0) as other,
     ):
         known = processes.identity(left.pid)
         assert known is not None
