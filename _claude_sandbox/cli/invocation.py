@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 class Invocation:
     """`options`: as parsed, by long name, those of settings by key; `rest`: what followed `--`.
 
-    `began`: when it started, in ns since 1970.
+    `began`: when it started, in ns since 1970. `plan`: the steps that a dry run has described.
     """
 
     verb: Verb
     options: argparse.Namespace
     rest: Sequence[str]
     began: int = field(default_factory=time.time_ns)
+    plan: list[str] = field(default_factory=list)
 
     # -- output ----------------------------------------------------------------------------------
 
@@ -49,6 +50,11 @@ class Invocation:
     def report(self, text: str) -> None:
         """Print what must be seen, also with -q: on stdout; on stderr with --json, whose data stdout is for."""
         print(text, file=sys.stderr if self.options.json else sys.stdout, flush=True)
+
+    def describe(self, step: str) -> None:
+        """Print a step of the plan of a dry run, and keep it."""
+        self.plan.append(step)
+        self.report(step)
 
     def show(self, value: Any, sentence: str) -> int:
         """Print what was done: data with --json, else a sentence (not with -q or --dry-run). Returns 0."""
@@ -142,7 +148,7 @@ class Invocation:
     def runner(self) -> Runner:
         from _claude_sandbox.system.run import DryRunner, LocalRunner
 
-        return DryRunner(LocalRunner(), self.report) if self.options.dry_run else LocalRunner()
+        return DryRunner(LocalRunner(), self.describe) if self.options.dry_run else LocalRunner()
 
     @cached_property
     def ctx(self) -> Context:
@@ -151,6 +157,7 @@ class Invocation:
         from _claude_sandbox.lima.context import Context
         from _claude_sandbox.lima.limactl import Lima
         from _claude_sandbox.system import paths, terminal
+        from _claude_sandbox.system.effects import DryEffects, Effects
         from _claude_sandbox.system.run import LocalRunner
 
         driver = Lima(
@@ -168,7 +175,7 @@ class Invocation:
             self._start_env,
             macos=sys.platform == "darwin",
             ask=terminal.ask,
-            dry=self.options.dry_run,
+            effects=DryEffects(self.describe) if self.options.dry_run else Effects(),
         )
 
     def _start_env(self) -> dict[str, str | None]:

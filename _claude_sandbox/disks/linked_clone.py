@@ -71,9 +71,14 @@ def freeze(ctx: Context, base: Instance) -> Path | None:
     """
     if ctx.macos or not worth_it(base.dir / DISK):
         return None
-    if ctx.dry:
-        ctx.progress.note(f"(freeze the disk of {base.name} into {paths.golden_dir()})")
-        return None
+    return ctx.effects.do(
+        f"move the disk of {base.name} into {paths.golden_dir()} and make it an overlay",
+        lambda: _freeze_or_warn(ctx, base),
+        None,
+    )
+
+
+def _freeze_or_warn(ctx: Context, base: Instance) -> Path | None:
     try:
         with ctx.progress.stage(f"Freezing the disk of {base.name}"):
             return _freeze(ctx, base.dir)
@@ -266,6 +271,10 @@ def make_full(ctx: Context, directory: Path) -> None:
 
     Raises CreateError (no space), DiskError. Killed half-way it leaves the linked disk as it was.
     """
+    ctx.effects.do(f"give {directory.name} a disk of its own", lambda: _make_full(ctx, directory), None)
+
+
+def _make_full(ctx: Context, directory: Path) -> None:
     disk, full = directory / DISK, disks_store.full_of(directory)
     files = qcow2.chain(disk)
     if len(files) == 1:

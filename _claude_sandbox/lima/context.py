@@ -10,7 +10,7 @@ from pathlib import Path
 from _claude_sandbox.lima.limactl import Instance, Lima
 from _claude_sandbox.lima.ssh import Guest
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import write_atomic
+from _claude_sandbox.system.effects import Effects
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import Runner
 
@@ -54,7 +54,7 @@ class Context:
     confirm: Confirm = nobody
     start_env: Callable[[], Mapping[str, str | None]] = dict
     macos: bool = False
-    dry: bool = False
+    effects: Effects = field(default_factory=Effects)
     before_start: Callable[[], None] = lambda: (
         None
     )  # installs what the host lacks; called when no VM runs yet
@@ -68,11 +68,8 @@ class Context:
         return Guest(self.runner, instance, paths.runtime_dir())
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace a file, or say so in a dry run."""
-        if self.dry:
-            self.progress.note(f"(write {path})")
-        else:
-            write_atomic(path, data)
+        """Replace a file."""
+        self.effects.write(path, data)
 
     def longest_name(self) -> int:
         return longest_name(self.lima.home, self.macos)

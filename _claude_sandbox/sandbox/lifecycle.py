@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.disks import linked_clone
-from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import (
     Cancelled,
     ClaudeSandboxError,
@@ -38,7 +37,6 @@ from _claude_sandbox.vm import shares as vm_shares
 from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.early import EarlySetup
-from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.locks import project_lock_path
 from _claude_sandbox.vm.mark import mark_of, project_of
 from _claude_sandbox.vm.target import Target
@@ -108,14 +106,11 @@ class Sandbox:
 @contextlib.contextmanager
 def project_lock(ctx: Context, project: Path) -> Iterator[None]:
     """Hold the project's lock; say once that somebody else has it."""
-    if ctx.dry:
-        yield
-        return
 
     def waiting(who: str) -> None:
         ctx.progress.note(f"Another claude-sandbox works on this project; waiting for it: {who} …")
 
-    with lock(project_lock_path(project), on_wait=waiting):
+    with ctx.effects.hold(lock(project_lock_path(project), on_wait=waiting)):
         yield
 
 
@@ -180,9 +175,7 @@ def create_only(ctx: Context, config: Config, build_tools: BuildTools | None = N
 def _find_whole(ctx: Context, config: Config) -> Instance | None:
     """The project's VM, after removing one that was never finished or half deleted."""
     instance = vm_lookup.find(ctx, config.project)
-    if instance is not None and Journal(ctx.lima.home, instance.name).exists() and not ctx.dry:
-        ctx.progress.note(f"Removing {instance.name}, which an earlier run did not finish.")
-        cleanup.remove_half_made(ctx, instance.name)
+    if instance is not None and cleanup.remove_unfinished(ctx, instance.name):
         return None
     if instance is None:
         return _after_move(ctx, config.project)
@@ -254,7 +247,7 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Ready:
     if wanted.words:
         ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
         vm_document.write(ctx, instance.dir, wanted.document)
-    if linked and not ctx.dry:
+    if linked:
         linked_clone.make_full(ctx, instance.dir)
     shares = vm_lima_yaml.shares_of(wanted.document)
     early = _early(ctx)
@@ -277,7 +270,7 @@ def _changed_back_if_it_fails(
     try:
         yield
     except ClaudeSandboxError:
-        if wanted.words and not ctx.dry:
+        if wanted.words:
             vm_document.write(ctx, instance.dir, reconfigure.undone(wanted.document, document, instance.dir))
         raise
 
@@ -340,9 +333,8 @@ def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None
     # On the ports that it forwards now it listens itself.
     own = {port.host for port in vm_lima_yaml.ports_of(document)} if instance.status != STOPPED else set()
     vm_checks.check_ports(tuple(port for port in vm_lima_yaml.ports_of(wanted) if port.host not in own))
-    if not ctx.dry and instance.status != UNREADABLE:
-        vm_checks.check_effective(ctx, instance.name, document)
-        disks_store.check(ctx.lima.home, instance.dir)
+    if instance.status != UNREADABLE:
+        vm_checks.check_configuration_and_disk(ctx, instance.name, document)
 
 
 @dataclass

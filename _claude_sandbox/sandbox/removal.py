@@ -44,12 +44,10 @@ def _delete(ctx: Context, instance: Instance) -> None:
     with contextlib.suppress(ClaudeSandboxError):
         ctx.guest(instance).disconnect()
     with ctx.progress.stage(f"Deleting {instance.name}"):
-        if ctx.dry:
-            ctx.lima.delete(instance.name, force=True)
-            return
         if vm_processes.running(instance.dir):
             vm_stop.force_stop(ctx, instance.name)
-        hooks_client.unregister(instance)  # stopped: whatever comes next, a launch registers it again
+        # Stopped: whatever comes next, a launch registers it again.
+        ctx.effects.silently(lambda: hooks_client.unregister(instance), None)
         _remove(ctx, instance, mark.project)
 
 
@@ -57,7 +55,7 @@ def _remove(ctx: Context, instance: Instance, project: Path) -> None:
     """A stopped VM goes. When Lima refuses, and left it whole, it is a good sandbox as before."""
     journal = Journal(ctx.lima.home, instance.name)
     try:
-        journal.begin(project)
+        ctx.effects.silently(lambda: journal.begin(project), None)
     except OSError as error:
         if error.errno not in vm_stop.FULL:
             raise

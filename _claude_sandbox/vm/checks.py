@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from _claude_sandbox.config.parsers import Port
+from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import LimaError, RefusedError, StartError
 from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
@@ -32,6 +33,16 @@ def check_ports(ports: tuple[Port, ...]) -> None:
                     details=str(error),
                     resolution=f"Stop what listens there, or take another: -p OTHER:{port.guest}",
                 ) from error
+
+
+def check_configuration_and_disk(ctx: Context, name: str, document: Mapping[str, Any]) -> None:
+    """What would keep a VM from starting, or must not be started. Raises RefusedError, StartError."""
+
+    def check() -> None:
+        check_effective(ctx, name, document)
+        disks_store.check(ctx.lima.home, ctx.lima.home / name, ctx.progress.note)
+
+    ctx.effects.do(f"check the configuration and the disk of {name}", check, None)
 
 
 def check_nothing_runs(ctx: Context, name: str) -> None:

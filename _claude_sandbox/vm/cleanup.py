@@ -14,14 +14,24 @@ from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.lookup import candidates
 
 
-def remove_unfinished(ctx: Context, project: Path) -> None:
-    """Remove what a killed run of ours left for this project. The project's lock is held."""
+def remove_leftovers(ctx: Context, project: Path) -> list[str]:
+    """Remove what a killed run left for this project; the names that are free now. The project's lock is held."""
     stop.finish(ctx)
-    for name in candidates(ctx, project):
-        journal = Journal(ctx.lima.home, name)
-        if journal.exists() and journal.project() == project and not ctx.dry:
-            ctx.progress.note(f"Removing {name}, which an earlier run did not finish.")
-            remove_half_made(ctx, name)
+    names = [n for n in candidates(ctx, project) if Journal(ctx.lima.home, n).project() == project]
+    return [name for name in names if remove_unfinished(ctx, name)]
+
+
+def remove_unfinished(ctx: Context, name: str) -> bool:
+    """Remove a VM that an earlier run did not finish; whether it was one."""
+    if not Journal(ctx.lima.home, name).exists():
+        return False
+
+    def remove() -> None:
+        ctx.progress.note(f"Removing {name}, which an earlier run did not finish.")
+        remove_half_made(ctx, name)
+
+    ctx.effects.do(f"remove {name}, which an earlier run did not finish", remove, None)
+    return True
 
 
 def remove_half_made(ctx: Context, name: str) -> None:
@@ -29,13 +39,11 @@ def remove_half_made(ctx: Context, name: str) -> None:
 
     Raises what `vm.stop.remove` raises; then the journal stays, and the next run tries again.
     """
-    if ctx.dry:
-        return
     journal = Journal(ctx.lima.home, name)
-    journal.end_child()
+    ctx.effects.silently(journal.end_child, None)
     if not (ctx.lima.home / name).is_symlink():  # somebody else's by now
         stop.remove(ctx, name)
-    journal.end()
+    ctx.effects.silently(journal.end, None)
 
 
 @contextlib.contextmanager

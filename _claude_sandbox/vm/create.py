@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +81,12 @@ def create(
     checks.check_ports(config.ports)
     foreign = base is None or mark_of(base) is None
     ca_files = host_ca_files(config)
-    with names_lock(ctx.progress.note):
-        cleanup.remove_unfinished(ctx, config.project)
-        name = free_name(ctx, config.project)
+    with ctx.effects.hold(names_lock(ctx.progress.note)):
+        freed = cleanup.remove_leftovers(ctx, config.project)
+        name = free_name(ctx, config.project, freed)
         mark = vm_mark.mark_for(name, config.project)
         journal = Journal(ctx.lima.home, name)
-        if not ctx.dry:
-            journal.begin(config.project)
+        ctx.effects.silently(lambda: journal.begin(config.project), None)
     meant = lima_yaml.Meant(
         mark=mark,
         user=ctx.user,
@@ -114,14 +112,13 @@ def create(
             on_ssh_ready=lambda coming: begun.start(Target.of(config, coming, document), shares),
         )  # fmt: skip
         first_boot.finish(ctx, instance, shares, begun, foreign=foreign, packages=config.packages)
-        if not ctx.dry:
-            made = Origin(base.name, None) if base else Origin(None, source)
-            replace(made, packages=config.packages).save(instance.dir)
+        origin = Origin(base.name if base else None, None if base else source, config.packages)
+        ctx.effects.silently(lambda: origin.save(instance.dir), None)
     except BaseException as error:
         with cleanup.uninterrupted():
             left = _could_not_remove(ctx, name)
         raise _as_create_error(error, name, left) from error
-    journal.end()
+    ctx.effects.silently(journal.end, None)
     return Target.of(config, instance, document)
 
 
@@ -155,7 +152,7 @@ def _clone(
     ctx: Context, base: Instance, meant: lima_yaml.Meant, journal: Journal, *, full: bool
 ) -> lima_yaml.Document:
     name = meant.mark.name
-    with base_lock(base.name, ctx.progress.note):
+    with ctx.effects.hold(base_lock(base.name, ctx.progress.note)):
         source = vm_document.read(base)
         document = lima_yaml.build(_cleaned(ctx, source, base), meant)
         _check_disk_size(source, meant.disk, base.name)
@@ -171,11 +168,10 @@ def _clone(
             # Shared: no `prune --cache` may look for users of a disk while one is being made.
             with (
                 estimates.stage(ctx, f"Cloning {base.name} to {name}", f"clone {base.name}"),
-                disks_store.store_lock(ctx.progress.note, shared=True),
+                ctx.effects.hold(disks_store.store_lock(ctx.progress.note, shared=True)),
             ):
-                ctx.lima.clone(base.name, name, on_start=None if ctx.dry else journal.note_child)
-            if not ctx.dry:
-                _own_or_shared(ctx, base, ctx.lima.home / name, full=full)
+                ctx.lima.clone(base.name, name, on_start=journal.note_child)
+            _own_or_shared(ctx, base, ctx.lima.home / name, full=full)
         finally:
             if was_running:
                 with ctx.progress.stage(f"Starting {base.name} again"):
@@ -189,7 +185,11 @@ def _own_or_shared(ctx: Context, base: Instance, directory: Path, *, full: bool)
     if full:
         linked_clone.make_full(ctx, directory)
     elif mark_of(base) is not None and not ctx.macos:
-        linked_clone.share_boot_files(base.dir, directory)
+        ctx.effects.do(
+            f"link kernel and initrd of {directory.name} to those of {base.name}",
+            lambda: linked_clone.share_boot_files(base.dir, directory),
+            None,
+        )
 
 
 def _cleaned(ctx: Context, source: lima_yaml.Document, base: Instance) -> lima_yaml.Document:
@@ -217,7 +217,7 @@ def _from_template(
     ctx.write(file, vm_document.dump(document))
     try:
         with estimates.stage(ctx, f"Creating {meant.mark.name} from {locator}", f"create {locator}"):
-            ctx.lima.create(meant.mark.name, file, on_start=None if ctx.dry else journal.note_child)
+            ctx.lima.create(meant.mark.name, file, on_start=journal.note_child)
     finally:
         file.unlink(missing_ok=True)
     return document

@@ -73,8 +73,12 @@ class EarlySetup(Generic[Prepared]):
 
     def check_mounts(self, instance: Instance, shares: Sequence[Share]) -> None:
         """After each start, unless it was done early. Raises StartError when the guest does not have a mount."""
-        if self.wait() or self._ctx.dry:
-            return
+        if not self.wait():
+            self._ctx.effects.do(
+                f"look at the mounts of {instance.name}", lambda: self._check_mounts(instance, shares), None
+            )
+
+    def _check_mounts(self, instance: Instance, shares: Sequence[Share]) -> None:
         with self._ctx.progress.stage("Looking at the mounts"):
             self._ctx.guest(instance).renew()  # it may be from before Lima's scripts
             result = _look_at_mounts(self._ctx, instance, shares)

@@ -21,10 +21,9 @@ def stage(ctx: Context, title: str, kind: str) -> Iterator[Callable[[str], None]
     What fails is not counted.
     """
     begun = time.monotonic()
-    with ctx.progress.stage(title, None if ctx.dry else usual(kind)) as say:
+    with ctx.progress.stage(title, usual(kind)) as say:
         yield say
-    if not ctx.dry:
-        _note(kind, time.monotonic() - begun)
+    ctx.effects.silently(lambda: _note(kind, time.monotonic() - begun), None)
 
 
 def usual(kind: str) -> float | None:

@@ -36,23 +36,33 @@ def finish(
 ) -> None:
     """Complete a VM after its first start. Raises CreateError, StartError."""
     early.check_mounts(instance, shares)
-    if ctx.dry:
-        return
-    guest = ctx.guest(instance)
     if foreign:
-        with ctx.progress.stage("Preparing the guest for Claude Code"):
-            _do(guest, guest_script("prepare-foreign.sh"), "be prepared for Claude Code")
-        # sshd reads AcceptEnv for new connections only (facts/checked.md).
-        guest.renew()
-        guest.connect()
+        ctx.effects.do(
+            f"prepare {instance.name} for Claude Code", lambda: _prepare_foreign(ctx, instance), None
+        )
     if packages:
-        install(ctx, guest, packages)
+        install(ctx, instance, packages)
 
 
-def install(ctx: Context, guest: Guest, packages: Sequence[str]) -> None:
-    """Packages of the guest's distribution. Raises CreateError."""
-    with ctx.progress.stage(f"Installing {', '.join(packages)}"):
-        _do(guest, guest_script("install-packages.sh"), "install packages", *packages)
+def _prepare_foreign(ctx: Context, instance: Instance) -> None:
+    guest = ctx.guest(instance)
+    with ctx.progress.stage("Preparing the guest for Claude Code"):
+        _do(guest, guest_script("prepare-foreign.sh"), "be prepared for Claude Code")
+    # sshd reads AcceptEnv for new connections only (facts/checked.md).
+    guest.renew()
+
+
+def install(ctx: Context, instance: Instance, packages: Sequence[str]) -> None:
+    """Packages of the guest's distribution. Raises CreateError, GuestConnectionError."""
+    names = ", ".join(packages)
+
+    def run() -> None:
+        guest = ctx.guest(instance)
+        guest.connect()
+        with ctx.progress.stage(f"Installing {names}"):
+            _do(guest, guest_script("install-packages.sh"), "install packages", *packages)
+
+    ctx.effects.do(f"install {names} in {instance.name}", run, None)
 
 
 def _do(guest: Guest, script: str, what: str, *arguments: str) -> Result:
@@ -99,9 +109,12 @@ def mention_old_claude(ctx: Context, instance: Instance) -> None:
 
 def update_claude(ctx: Context, instance: Instance) -> str:
     """Bring the newest Claude Code into a running VM; returns its version. Raises CreateError."""
-    if ctx.dry:
-        ctx.progress.note(f"(run guest/update-claude.sh in {instance.name})")
-        return "unchanged"
+    return ctx.effects.do(
+        f"run guest/update-claude.sh in {instance.name}", lambda: _update_claude(ctx, instance), "unchanged"
+    )
+
+
+def _update_claude(ctx: Context, instance: Instance) -> str:
     guest = ctx.guest(instance)
     guest.connect()
     with ctx.progress.stage(f"Updating Claude Code in {instance.name}"):

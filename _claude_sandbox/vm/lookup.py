@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from _claude_sandbox.errors import HostSetupError, SandboxExistsError
@@ -111,10 +112,12 @@ def _made_after(project: Path, instance: Instance) -> bool:
     return bool(made and vm_made) and made > vm_made
 
 
-def free_name(ctx: Context, project: Path) -> str:
-    """A name that nothing has yet. Call it under `vm.locks.names_lock()`."""
+def free_name(ctx: Context, project: Path, freed: Collection[str] = ()) -> str:
+    """A name that nothing has yet, or that was `freed`. Call it under `vm.locks.names_lock()`."""
     names = candidates(ctx, project)
     for name in names:
+        if name in freed:
+            return name
         if not (ctx.lima.home / name).exists() and not Journal(ctx.lima.home, name).exists():
             return name
     raise SandboxExistsError(

@@ -109,17 +109,12 @@ def tell_later(ctx: Context, config: Config, words: Sequence[str]) -> None:
 
 def install(ctx: Context, instance: Instance, packages: tuple[str, ...]) -> None:
     """Packages that a file asks for since the sandbox was made. Trouble is a warning: the VM runs."""
-    if ctx.dry:
-        ctx.progress.note(f"(install {', '.join(packages)} in {instance.name})")
-        return
-    guest = ctx.guest(instance)
     try:
-        guest.connect()
-        first_boot.install(ctx, guest, packages)
+        first_boot.install(ctx, instance, packages)
     except ClaudeSandboxError as error:
         ctx.progress.warn(f"{error} The next start tries again.")
     else:
-        installed(instance.dir, packages)
+        ctx.effects.silently(lambda: installed(instance.dir, packages), None)
 
 
 def undone(new: Document, old: Document, directory: Path) -> Document:

@@ -22,8 +22,12 @@ def settle(ctx: Context, instance: Instance) -> Instance:
             details="; ".join(_lima_words(ctx, instance.name)),
             resolution="Fix that file, or delete the sandbox and create it again.",
         )
-    if ctx.dry:
-        return instance
+    return ctx.effects.do(
+        f"stop {instance.name}, which is {instance.status}", lambda: _settle(ctx, instance), instance
+    )
+
+
+def _settle(ctx: Context, instance: Instance) -> Instance:
     if vm_processes.make_pid_files_true(instance.dir):
         ctx.progress.note(f"{instance.name} was left by a host that went down; starting it again.")
     current = ctx.lima.get(instance.name) or instance

@@ -204,7 +204,7 @@ class Watch:
 
     def __init__(self, ctx: Context, name: str, shared: Shared, stop: Callable[[], None]) -> None:
         self.ctx, self.name, self.shared, self._stop = ctx, name, shared, stop
-        self._seen = ctx.dry or ctx.macos or not shared
+        self._seen = ctx.macos or not shared
 
     def look(self) -> None:
         """Raise RefusedError, with the VM stopped, if something else was opened."""

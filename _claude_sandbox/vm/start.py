@@ -56,19 +56,17 @@ def start(
     """
     shared = shares.check_shares(meant)
     checks.check_ports(lima_yaml.ports_of(meant))
-    if not ctx.dry:
-        _check_before(ctx, name, meant)
+    checks.check_configuration_and_disk(ctx, name, meant)
+    ctx.effects.silently(lambda: _check_directory(ctx, name), None)
     with estimates.stage(ctx, f"Starting {name}", kind) as say, force_stop_if_interrupted(ctx, name):
         _Start(ctx, name, shared, say, journal, timeout, on_ssh_ready).run()
-    if ctx.dry:
-        return Instance(name, RUNNING, ctx.lima.home / name)
-    return _started(ctx, name, meant)
+    return ctx.effects.silently(
+        lambda: _started(ctx, name, meant), Instance(name, RUNNING, ctx.lima.home / name)
+    )
 
 
-def _check_before(ctx: Context, name: str, meant: Mapping[str, Any]) -> None:
-    checks.check_effective(ctx, name, meant)
+def _check_directory(ctx: Context, name: str) -> None:
     checks.check_nothing_runs(ctx, name)
-    disks_store.check(ctx.lima.home, ctx.lima.home / name, ctx.progress.note)
     disks_store.tidy(ctx.lima.home / name)
 
 
@@ -117,9 +115,8 @@ class _Start:
                 )
 
     def _attempt(self) -> Result:
-        # Given a name that is not there, Lima would make a VM from template:default, home mounted.
-        if not self.ctx.dry and not (self.coming.dir / "lima.yaml").exists():
-            raise StartError(f"{self.name} was deleted while it was to be started.")
+        effects = self.ctx.effects
+        effects.silently(self._check_not_deleted, None)
         watch = shares.Watch(self.ctx, self.name, self.shared, lambda: stop.force_stop(self.ctx, self.name))
 
         def on_line(line: str) -> None:
@@ -129,17 +126,22 @@ class _Start:
         result = self.ctx.lima.start(
             self.name,
             timeout=self.timeout,
-            env={**self.ctx.start_env(), **self._shared_connection()},
+            env={**self.ctx.start_env(), **effects.silently(self._shared_connection, {})},
             on_line=on_line,
             logfile=_log_of(self.name),
             on_start=self.journal.note_child if self.journal else None,
         )
-        watch.look()
+        effects.silently(watch.look, None)
         return result
+
+    def _check_not_deleted(self) -> None:
+        # Given a name that is not there, Lima would make a VM from template:default, home mounted.
+        if not (self.coming.dir / "lima.yaml").exists():
+            raise StartError(f"{self.name} was deleted while it was to be started.")
 
     def _shared_connection(self) -> dict[str, str | None]:
         """Lets Lima's first question open the connection that it and we use; that of an earlier boot goes."""
-        if self.on_ssh_ready is None or self.ctx.dry:
+        if self.on_ssh_ready is None:
             return {}
         guest = self.ctx.guest(self.coming)
         guest.disconnect()
@@ -187,10 +189,15 @@ def _force_stop(ctx: Context, name: str) -> list[str]:
 
 def wait_ready(ctx: Context, instance: Instance, meant: Mapping[str, Any], timeout: float = 300) -> None:
     """Wait for a VM that somebody else started (or a killed run of ours). Raises StartError."""
+    if not readiness.was_ready(instance):
+        ctx.effects.do(
+            f"wait until {instance.name} is ready", lambda: _wait_ready(ctx, instance, meant, timeout), None
+        )
+
+
+def _wait_ready(ctx: Context, instance: Instance, meant: Mapping[str, Any], timeout: float) -> None:
     import time
 
-    if ctx.dry or readiness.was_ready(instance):
-        return
     deadline = time.monotonic() + timeout
     with ctx.progress.stage(f"Waiting for {instance.name}, which is starting"):
         while not _usable(ctx, instance.name):

@@ -32,7 +32,7 @@ def stop(ctx: Context, instance: Instance, *, force: bool = False) -> None:
 
     Raises LimaError: limactl failed, or something of the VM runs on.
     """
-    left = not ctx.dry and _look(instance.dir)
+    left = _runs(ctx, instance.dir)
     if instance.status == STOPPED and not force and not left:
         return
     Guest(ctx.runner, instance, paths.runtime_dir()).disconnect()
@@ -44,8 +44,7 @@ def stop(ctx: Context, instance: Instance, *, force: bool = False) -> None:
 
 def force_stop(ctx: Context, name: str) -> None:
     """Whatever still runs of it. Raises LimaError when something runs on; limactl's complaint alone is none."""
-    if not ctx.dry:
-        _look(ctx.lima.home / name)
+    _runs(ctx, ctx.lima.home / name)
     try:
         ctx.lima.stop(name, force=True)
     except LimaError as error:
@@ -55,16 +54,18 @@ def force_stop(ctx: Context, name: str) -> None:
     see_gone(ctx, name)
 
 
-def _look(directory: Path) -> bool:
+def _runs(ctx: Context, directory: Path) -> bool:
     """Whether anything of the VM runs, after its pid files were put right."""
-    vm_processes.make_pid_files_true(directory)
+    ctx.effects.silently(lambda: vm_processes.make_pid_files_true(directory), False)
     return bool(vm_processes.running(directory))
 
 
 def see_gone(ctx: Context, name: str) -> None:
     """Wait until no process of the VM lives. Raises LimaError that names those that do."""
-    if ctx.dry:
-        return
+    ctx.effects.silently(lambda: _wait_until_gone(ctx, name), None)
+
+
+def _wait_until_gone(ctx: Context, name: str) -> None:
     deadline = time.monotonic() + SECONDS
     while left := vm_processes.running(ctx.lima.home / name):
         if time.monotonic() > deadline:
@@ -116,13 +117,13 @@ def remove(ctx: Context, name: str) -> None:
     if not directory.is_dir():
         return
     check_unprotected(ctx, name)
-    if _look(directory):
+    if _runs(ctx, directory):
         force_stop(ctx, name)
     if (directory / "lima.yaml").exists():
         ctx.lima.delete(name, force=True)
     see_gone(ctx, name)
     # limactl refuses a directory without lima.yaml, and leaves files that it does not know.
-    _remove_tree(directory)
+    _remove_tree(ctx, directory)
 
 
 def put_aside(ctx: Context, name: str) -> None:
@@ -136,26 +137,28 @@ def put_aside(ctx: Context, name: str) -> None:
     finish(ctx)
     aside = ctx.lima.home / _PUT_ASIDE.format(name)
     os.rename(ctx.lima.home / name, aside)
-    _remove_tree(aside)
+    _remove_tree(ctx, aside)
 
 
 def finish(ctx: Context) -> None:
     """Remove what a kill during `put_aside` left: only what still has the mark of the VM that it was, or nothing."""
-    if ctx.dry:
-        return
     for aside in ctx.lima.home.glob(_PUT_ASIDE.format(f"{naming.PREFIX}*")):
         try:
             text = (aside / "lima.yaml").read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             with contextlib.suppress(OSError):
-                aside.rmdir()
+                ctx.effects.silently(aside.rmdir, None)
             continue
         mark = vm_mark.Mark.decode(param_of(text).get(vm_mark.MARK_PARAM, ""))
         if mark is not None and mark.kind == vm_mark.SANDBOX and aside.name == _PUT_ASIDE.format(mark.name):
-            _remove_tree(aside)
+            _remove_tree(ctx, aside)
 
 
-def _remove_tree(directory: Path) -> None:
+def _remove_tree(ctx: Context, directory: Path) -> None:
+    ctx.effects.do(f"remove {directory}", lambda: _delete_tree(directory), None)
+
+
+def _delete_tree(directory: Path) -> None:
     """lima.yaml, which says whose it is, goes last."""
     for entry in directory.iterdir() if directory.is_dir() else ():
         if entry.is_dir() and not entry.is_symlink():

@@ -22,6 +22,7 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.sandbox import prune_cache
 from _claude_sandbox.system import exchange as system_exchange
 from _claude_sandbox.system import paths
+from _claude_sandbox.system.effects import DryEffects
 from _claude_sandbox.system.files import write_json
 from _claude_sandbox.system.run import Command, Result
 from _claude_sandbox.system.units import GIB, MIB
@@ -142,9 +143,10 @@ def test_what_is_never_frozen(linux: Context, recorder: Recorder, kind: str) -> 
 
 def test_a_dry_run_only_says_it(linux: Context) -> None:
     tools = base(linux)
-    dry = Context(linux.lima, linux.user, linux.progress, dry=True)
+    steps: list[str] = []
+    dry = Context(linux.lima, linux.user, linux.progress, effects=DryEffects(steps.append))
     assert linked_clone.freeze(dry, tools) is None and not paths.golden_dir().exists()
-    assert any("freeze the disk of tools-vm" in note for note in told(linux).notes)
+    assert any("move the disk of tools-vm" in step for step in steps)
 
 
 def test_a_sandbox_as_base_becomes_a_layer_and_chains_stay_short(linux: Context, recorder: Recorder) -> None:

@@ -11,6 +11,7 @@ import pytest
 from _claude_sandbox.errors import StartError
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.system import paths
+from _claude_sandbox.system.effects import DryEffects
 from _claude_sandbox.system.terminal import LineProgress
 from _claude_sandbox.vm import estimates as vm_estimates
 
@@ -38,7 +39,7 @@ def test_the_median_of_the_last_runs_is_the_estimate(ctx: Context, clock: list[f
 def test_a_failure_and_a_dry_run_do_not_count(ctx: Context, clock: list[float]) -> None:
     with pytest.raises(StartError), vm_estimates.stage(ctx, "Starting x", "start"):
         raise StartError("no")
-    run(dataclasses.replace(ctx, dry=True), clock, 5)
+    run(dataclasses.replace(ctx, effects=DryEffects(print)), clock, 5)
     assert vm_estimates.usual("start") is None
 
 

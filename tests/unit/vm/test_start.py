@@ -25,6 +25,7 @@ from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.system import lookup as system_lookup
 from _claude_sandbox.system import paths
+from _claude_sandbox.system.effects import DryEffects
 from _claude_sandbox.system.run import Command, Result
 from _claude_sandbox.vm import checks as vm_checks
 from _claude_sandbox.vm import document as vm_document
@@ -168,7 +169,7 @@ def test_a_vm_that_stops_at_once_is_told(
 
 
 def test_a_dry_start_only_says_so(ctx: Context, recorder: Recorder, document: dict[str, Any]) -> None:
-    instance = vm_start.start(replace(ctx, dry=True), NAME, document)
+    instance = vm_start.start(replace(ctx, effects=DryEffects(print)), NAME, document)
     assert recorder.verbs() == ["start"] and instance.name == NAME and not (ctx.lima.home / NAME).exists()
 
 
