@@ -390,8 +390,8 @@ def _remove_leftover(ctx: Context, name: str, temporary: str) -> None:
             (ctx.lima.home / name / SWAP_NOTE).unlink()
     if not directory.exists() and not directory.is_symlink():
         return
-    peeked = ctx.lima.peek(temporary)
-    begun = peeked is None or kind_of(peeked) == vm_mark.TOOLS
+    found = ctx.lima.read_instance_files(temporary)
+    begun = found is None or kind_of(found) == vm_mark.TOOLS
     finished = (directory / "protected").exists()
     if directory.is_symlink() or not ((begun and not finished) or put_aside(directory)):
         raise SandboxExistsError(

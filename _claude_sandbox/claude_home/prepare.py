@@ -283,7 +283,7 @@ def _other_guests(ctx: Context, instance: Instance) -> dict[str, Guest]:
     """Running sandboxes besides this one, by name, from their files alone."""
     found = {}
     for directory in ctx.lima.home.glob("claude-sandbox-*"):
-        other = ctx.lima.peek(directory.name)
+        other = ctx.lima.read_instance_files(directory.name)
         if other and mark_of(other) and other.name != instance.name and readiness.was_ready(other):
             found[other.name] = ctx.guest(other)
     return found

@@ -144,7 +144,7 @@ class Lima:
             )
         return document
 
-    def peek(self, name: str) -> Instance | None:
+    def read_instance_files(self, name: str) -> Instance | None:
         """The instance from its files alone (no limactl): for what a wrong guess does not harm.
 
         Status is RUNNING when both processes live and the host agent listens on its socket (pid files of

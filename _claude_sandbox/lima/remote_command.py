@@ -1,6 +1,6 @@
 """What a session in a guest is: its command line, quoted once, and its environment in one variable.
 
-Our own ssh master passes one variable, ENVELOPE, whose value differs per session (facts/checked.md). It
+Our own ssh master passes one variable, ENV_VARIABLE, whose value differs per session (facts/checked.md). It
 holds `export` commands: secrets travel in ssh's environment and never stand in an argv on either side.
 Only cheap imports here: `warm` has no time for others.
 """
@@ -15,28 +15,28 @@ TYPE_CHECKING = False  # `collections.abc` takes 2 ms to import
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ENVELOPE = "CLAUDE_SANDBOX_ENV"
+ENV_VARIABLE = "CLAUDE_SANDBOX_ENV"
 # No program opens it, and no second shell: under emulation one costs 60 ms.
-OPEN_ENVELOPE = f'eval "${ENVELOPE}"; unset {ENVELOPE}; '
+EXPORT_SNIPPET = f'eval "${ENV_VARIABLE}"; unset {ENV_VARIABLE}; '
 
 
-def envelope(env: Mapping[str, str]) -> str:
-    """Variables as the value of ENVELOPE, for a shell's eval: `export K='v'; …`."""
+def exports(env: Mapping[str, str]) -> str:
+    """Variables as the value of ENV_VARIABLE, for a shell's eval: `export K='v'; …`."""
     return "; ".join(f"export {name}={quoting.quoted(value)}" for name, value in sorted(env.items()))
 
 
-def session(ssh: Sequence[str], host: str, line: str, env: Mapping[str, str], tty: bool) -> tuple[
+def ssh_argv(ssh: Sequence[str], host: str, line: str, env: Mapping[str, str], tty: bool) -> tuple[
     tuple[str, ...], dict[str, str]
 ]:  # fmt: skip
     """argv and environment (secret) of an ssh command that runs `line` in the guest with `env`.
 
-    The user's own shell opens the envelope. With a terminal TERM goes ssh's own way: inside tmux it is
+    The user's own shell runs EXPORT_SNIPPET. With a terminal TERM goes ssh's own way: inside tmux it is
     another one than where we began.
     """
-    sealed = {name: value for name, value in env.items() if not (tty and name == "TERM")}
-    plain = {"TERM": env["TERM"]} if tty and "TERM" in env else {}
-    argv = (*ssh, "-tt" if tty else "-T", host, OPEN_ENVELOPE + line)
-    return argv, {**plain, ENVELOPE: envelope(sealed)}
+    secret_env = {name: value for name, value in env.items() if not (tty and name == "TERM")}
+    open_env = {"TERM": env["TERM"]} if tty and "TERM" in env else {}
+    argv = (*ssh, "-tt" if tty else "-T", host, EXPORT_SNIPPET + line)
+    return argv, {**open_env, ENV_VARIABLE: exports(secret_env)}
 
 
 # -- command lines -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Protocol
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.limactl import Instance
-from _claude_sandbox.lima.remote_command import ENVELOPE
+from _claude_sandbox.lima.remote_command import ENV_VARIABLE
 from _claude_sandbox.system import quoting
 from _claude_sandbox.system.files import listens
 from _claude_sandbox.system.program import package_file
@@ -21,7 +21,7 @@ from _claude_sandbox.system.run import TIMED_OUT, Command, Result, Runner
 OUTPUT_LIMIT = 16 * 1024 * 1024  # bytes that we take from a guest in one answer
 SSH_FAILED = 255
 _OPTIONS = (
-    "-o", f"SendEnv={ENVELOPE}",
+    "-o", f"SendEnv={ENV_VARIABLE}",
     "-o", "ForwardAgent=no",
     "-o", "ForwardX11=no",
     "-o", "LogLevel=ERROR",
@@ -105,10 +105,10 @@ class Guest:
             raise self._unreachable(f"no answer within {timeout:g} s")
         return result
 
-    def session(self, line: str, env: Mapping[str, str], *, tty: bool) -> Command:
-        """An ssh command for `line` (for the guest's shell) with `env` in the envelope."""
-        argv, environment = remote_command.session(self.ssh(), self.instance.ssh_host, line, env, tty)
-        return Command(argv, environment, hidden=frozenset({ENVELOPE}))
+    def command(self, line: str, env: Mapping[str, str], *, tty: bool) -> Command:
+        """An ssh command for `line` (for the guest's shell) with `env`, which no argv shows."""
+        argv, environment = remote_command.ssh_argv(self.ssh(), self.instance.ssh_host, line, env, tty)
+        return Command(argv, environment, hidden=frozenset({ENV_VARIABLE}))
 
     def _unreachable(self, details: str) -> GuestConnectionError:
         return GuestConnectionError(

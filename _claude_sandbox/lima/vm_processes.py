@@ -33,7 +33,7 @@ def running(directory: Path, user: int | None = None) -> dict[Identity, Path]:
     `user`: whose they are, ours by default. Another user of the host can write any words on a command line.
     """
     found, user = {}, os.geteuid() if user is None else user
-    for pid in processes.everybody():
+    for pid in processes.all_pids():
         known = processes.identity(pid)
         file = _pid_file(processes.arguments(pid) or [])
         if known is None or file is None or not _is(file.parent, directory):

@@ -132,7 +132,7 @@ def run_session(ctx: Context, session: Session) -> int:
     with terminal.restored() as broken, _recorded(ctx, session) as started, _heard(ctx, session):
         code = ctx.runner.foreground(session.command, on_start=started)
         broken(code == SSH_FAILED)
-    instance = ctx.lima.peek(session.vm)
+    instance = ctx.lima.read_instance_files(session.vm)
     if instance is not None and code != SSH_FAILED:
         claude_home_prepare.collect_login(ctx, Path(session.settings), instance)
     if code == NOT_FOUND:
@@ -157,7 +157,7 @@ def _recorded(ctx: Context, session: Session) -> contextlib.AbstractContextManag
 
 def _heard(ctx: Context, session: Session) -> contextlib.AbstractContextManager[None]:
     """The grant for the microphone, for as long as the session runs."""
-    instance = ctx.lima.peek(session.vm) if session.voice is not None else None
+    instance = ctx.lima.read_instance_files(session.vm) if session.voice is not None else None
     if instance is None or session.voice is None:
         return contextlib.nullcontext()
     return voice_grants.granted(instance, uid=ctx.user.uid, command=session.voice, warn=ctx.progress.warn)

@@ -46,7 +46,7 @@ def become_shell(argv: Sequence[str]) -> None:
             return
         tty = sys.stdin.isatty() and (sys.stdout.isatty() or not arguments)
         line = remote_command.shell_line(note["point"], arguments, tty=tty)
-        ssh, env = remote_command.session(note["ssh"], note["host"], line, _environment(note["env"]), tty)
+        ssh, env = remote_command.ssh_argv(note["ssh"], note["host"], line, _environment(note["env"]), tty)
         os.execvpe(ssh[0], ssh, {**os.environ, **env})
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return

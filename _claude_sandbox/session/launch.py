@@ -45,7 +45,7 @@ def run_claude(
     if config.voice and (trouble := voice_grants.trouble(config.voice_command)):
         ctx.progress.warn(trouble)
     line = remote_command.claude_line(target.point, arguments, voice=config.voice)
-    command = ctx.guest(instance).session(line, inputs.env, tty=tty)
+    command = ctx.guest(instance).command(line, inputs.env, tty=tty)
     uuid = inputs.env["CLAUDE_SANDBOX_UUID"]
     microphone = config.voice_command if config.voice else None
     session = Session(command, instance.name, str(config.settings), uuid, str(config.project), microphone)
@@ -82,7 +82,7 @@ def run_shell(
     with contextlib.suppress(OSError, ValueError):  # the next shell is a little slower then
         _leave_note(ctx, target, inputs, began)
     line = remote_command.shell_line(target.point, arguments, tty=tty)
-    ctx.runner.exec(ctx.guest(target.instance).session(line, inputs.env, tty=tty))
+    ctx.runner.exec(ctx.guest(target.instance).command(line, inputs.env, tty=tty))
 
 
 def _leave_note(ctx: Context, target: Target, inputs: SessionInputs, began: int) -> None:

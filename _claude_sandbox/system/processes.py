@@ -42,7 +42,7 @@ class Identity:
 def identity(pid: int) -> Identity | None:
     """Of a living process; None when there is none, or only one that has ended (a zombie)."""
     start = _start(pid) if pid > 0 else None
-    return None if start is None else Identity(pid, boot(), start)
+    return None if start is None else Identity(pid, boot_id(), start)
 
 
 def same(known: Identity) -> bool:
@@ -76,7 +76,7 @@ def _by_clock(pid: int, started: float) -> Identity | None:
 
 
 @functools.cache
-def boot() -> str:
+def boot_id() -> str:
     """What tells this boot of the host from any other; "" where the host does not say."""
     if sys.platform == "darwin":
         return _boot_session()
@@ -186,7 +186,7 @@ def _owner(pid: int) -> int | None:
         return None
 
 
-def everybody() -> Iterator[int]:
+def all_pids() -> Iterator[int]:
     """The ids of all processes that this user can see."""
     if sys.platform == "darwin":
         import psutil

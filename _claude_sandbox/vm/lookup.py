@@ -40,7 +40,7 @@ def find(ctx: Context, project: Path) -> Instance | None:
 def by_name(ctx: Context, project: Path) -> Instance | None:
     """The project's VM under one of its two names, from files alone; it may have a third (moved)."""
     for name in candidates(ctx, project):
-        instance = ctx.lima.peek(name)
+        instance = ctx.lima.read_instance_files(name)
         if instance and project_of(instance) == project:
             return instance
         if instance:
@@ -78,7 +78,7 @@ def at_a_glance(ctx: Context) -> list[Instance]:
         return ours(ctx)  # limactl says what is wrong
     found = []
     for name in names:
-        instance = ctx.lima.peek(name)
+        instance = ctx.lima.read_instance_files(name)
         if instance is None or kind_of(instance) != vm_mark.SANDBOX:
             continue
         if instance.status == BROKEN or not (instance.cpus and instance.memory and instance.disk):

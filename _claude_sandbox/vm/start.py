@@ -213,7 +213,7 @@ def _wait_ready(ctx: Context, instance: Instance, meant: Mapping[str, Any], time
 
 def _usable(ctx: Context, name: str) -> bool:
     """Whether ssh works and Lima's boot scripts have run."""
-    instance = ctx.lima.peek(name)
+    instance = ctx.lima.read_instance_files(name)
     if instance is None or instance.status == STOPPED or not instance.ssh_config.exists():
         return False
     guest = ctx.guest(instance)

@@ -220,7 +220,7 @@ def _forward(grant: Grant, socket: Path, script: str, log: Log) -> Runs:
     driver = Lima(LocalRunner(), grant.dir.parent)
 
     def usable() -> bool:
-        instance = driver.peek(grant.name)
+        instance = driver.read_instance_files(grant.name)
         return instance is not None and instance.status == RUNNING
 
     return Forward(

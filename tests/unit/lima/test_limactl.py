@@ -276,9 +276,11 @@ ALL = ("ha.pid", "qemu.pid", "ha.sock", "ssh.config")
         (("ssh.config",), True, "Stopped"),
     ],
 )
-def test_peek(short: Lima, recorder: Recorder, files: tuple[str, ...], alive: bool, status: str) -> None:
+def test_what_the_files_say(
+    short: Lima, recorder: Recorder, files: tuple[str, ...], alive: bool, status: str
+) -> None:
     put(short.home, *files, pid=os.getpid() if alive else 2**22 + 1)
-    instance = short.peek("a")
+    instance = short.read_instance_files("a")
     assert instance is not None and instance.status == status and mark_of(instance) == MARK
     assert recorder.calls == []
 
@@ -289,16 +291,16 @@ def test_pid_files_of_a_host_that_went_down_do_not_make_a_vm_run(short: Lima) ->
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(directory / "ha.sock"))
     server.close()
-    instance = short.peek("a")
+    instance = short.read_instance_files("a")
     assert instance is not None and instance.status == "Broken"
 
 
-def test_peek_of_nothing_and_of_garbage(driver: Lima, tmp_path: Path) -> None:
-    assert driver.peek("gone") is None
+def test_files_that_are_not_there_or_garbage(driver: Lima, tmp_path: Path) -> None:
+    assert driver.read_instance_files("gone") is None
     directory = put(tmp_path, pid=1)
     (directory / "ha.pid").write_text("garbage")
     (directory / "lima.yaml").write_bytes(b"\xff\xfe: [")
-    instance = driver.peek("a")
+    instance = driver.read_instance_files("a")
     assert instance is not None and instance.status == "Broken" and mark_of(instance) is None
 
 

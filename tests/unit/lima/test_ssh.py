@@ -1,4 +1,4 @@
-"""The envelope in a real shell, and ssh's argv: our own master, and no secret in any argv."""
+"""The variables in a real shell, and ssh's argv: our own master, and no secret in any argv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recording import Recorder, failed, listen
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.lima import ssh
 from _claude_sandbox.lima.limactl import Instance
-from _claude_sandbox.lima.remote_command import ENVELOPE
+from _claude_sandbox.lima.remote_command import ENV_VARIABLE
 from _claude_sandbox.lima.ssh import Guest
 from _claude_sandbox.system.run import Result
 
@@ -32,29 +32,29 @@ def guest(recorder: Recorder, tmp_path: Path) -> Guest:
     return Guest(recorder, INSTANCE, tmp_path)
 
 
-def in_the_guest(line: str, envelope: str, shell: str = "bash") -> bytes:
+def in_the_guest(line: str, exports: str, shell: str = "bash") -> bytes:
     """What sshd does with a command: the user's shell gets the line, the variable is in the environment."""
-    env = {b"PATH": os.environb[b"PATH"], ENVELOPE.encode(): envelope.encode("utf-8", "surrogateescape")}
+    env = {b"PATH": os.environb[b"PATH"], ENV_VARIABLE.encode(): exports.encode("utf-8", "surrogateescape")}
     return subprocess.run([shell, "-c", line], env=env, capture_output=True, check=True).stdout
 
 
 @settings(max_examples=30)
 @given(st.dictionaries(names, text, max_size=4))
 @pytest.mark.parametrize("shell", ["bash", "sh"])  # the guest's user has the one that the base gives it
-def test_the_envelope_gives_exactly_these_values(shell: str, env: dict[str, str]) -> None:
-    session = Guest(Recorder(), INSTANCE, Path("/run")).session("env -0 | grep -z ^CS_", env, tty=False)
-    envelope = session.env[ENVELOPE]
-    assert envelope is not None
+def test_the_variables_have_exactly_these_values(shell: str, env: dict[str, str]) -> None:
+    command = Guest(Recorder(), INSTANCE, Path("/run")).command("env -0 | grep -z ^CS_", env, tty=False)
+    exports = command.env[ENV_VARIABLE]
+    assert exports is not None
     if env:
-        out = in_the_guest(session.argv[-1], envelope, shell)
+        out = in_the_guest(command.argv[-1], exports, shell)
         got = dict(item.split(b"=", 1) for item in out.split(b"\0") if item)
         assert got == {os.fsencode(k): v.encode("utf-8", "surrogateescape") for k, v in env.items()}
 
 
-def test_the_envelope_itself_does_not_go_on_to_programs() -> None:
-    session = Guest(Recorder(), INSTANCE, Path("/run")).session("env", {"CS_A": "1"}, tty=False)
-    out = in_the_guest(session.argv[-1], session.env[ENVELOPE] or "").decode()
-    assert "CS_A=1" in out.splitlines() and ENVELOPE not in out
+def test_the_variable_that_carries_them_does_not_go_on_to_programs() -> None:
+    command = Guest(Recorder(), INSTANCE, Path("/run")).command("env", {"CS_A": "1"}, tty=False)
+    out = in_the_guest(command.argv[-1], command.env[ENV_VARIABLE] or "").decode()
+    assert "CS_A=1" in out.splitlines() and ENV_VARIABLE not in out
 
 
 @settings(max_examples=30)
@@ -69,13 +69,13 @@ def test_arguments_reach_a_script_unchanged(arguments: list[str]) -> None:
 def test_a_session_s_secret_is_only_in_ssh_s_environment(guest: Guest) -> None:
     secret = "sk-ant-secret"
     for tty in (True, False):
-        session = guest.session("exec claude", {"ANTHROPIC_API_KEY": secret}, tty=tty)
-        carried = session.env[ENVELOPE] or ""
+        command = guest.command("exec claude", {"ANTHROPIC_API_KEY": secret}, tty=tty)
+        carried = command.env[ENV_VARIABLE] or ""
         assert carried == f"export ANTHROPIC_API_KEY='{secret}'"
-        assert list(session.env) == [ENVELOPE]
-        shown = " ".join(session.argv) + str(session)
-        assert secret not in shown and (session.env[ENVELOPE] or "") not in shown
-        assert ("-tt" if tty else "-T") in session.argv
+        assert list(command.env) == [ENV_VARIABLE]
+        shown = " ".join(command.argv) + str(command)
+        assert secret not in shown and (command.env[ENV_VARIABLE] or "") not in shown
+        assert ("-tt" if tty else "-T") in command.argv
 
 
 def option(argv: tuple[str, ...], name: str) -> list[str]:
@@ -83,9 +83,9 @@ def option(argv: tuple[str, ...], name: str) -> list[str]:
 
 
 def test_ssh_uses_lima_s_config_and_a_connection_of_our_own(guest: Guest, tmp_path: Path) -> None:
-    argv = guest.session("true", {}, tty=False).argv
+    argv = guest.command("true", {}, tty=False).argv
     assert argv[:3] == ("ssh", "-F", "/lima/claude-sandbox-app/ssh.config")
-    assert option(argv, "SendEnv") == [ENVELOPE]
+    assert option(argv, "SendEnv") == [ENV_VARIABLE]
     assert option(argv, "ForwardAgent") == option(argv, "ForwardX11") == ["no"]
     assert option(argv, "ControlPath") == [str(guest.control_path)]
     assert argv[-2] == "lima-claude-sandbox-app"

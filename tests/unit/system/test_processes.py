@@ -97,16 +97,16 @@ def test_what_a_process_is() -> None:
         while (processes.arguments(process.pid) or ["?"])[0] != "sh" and time.monotonic() < deadline:
             time.sleep(0.01)
         assert processes.arguments(process.pid) == ["sh", "-c", "sleep 600; :", "a b", ""]
-        assert process.pid in set(processes.everybody())
+        assert process.pid in set(processes.all_pids())
         os.killpg(process.pid, 9)
     assert processes.arguments(process.pid) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux")
 def test_a_boot_has_a_name() -> None:
-    assert processes.boot() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert processes.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     me = processes.identity(os.getpid())
-    assert me is not None and me.boot == processes.boot() != ""  # after a reboot nobody is the same
+    assert me is not None and me.boot == processes.boot_id() != ""  # after a reboot nobody is the same
 
 
 def test_whose_processes_may_be_a_user_s() -> None:

@@ -45,8 +45,8 @@ def test_two_projects_of_one_name_have_two_vms(ctx: Context, home: Path) -> None
     assert name != "claude-sandbox-app" and name.startswith("claude-sandbox-app-")
     put_instance(ctx, name, vm_mark.mark_for(name, other))
     assert (vm_lookup.find(ctx, one), vm_lookup.find(ctx, other)) == (
-        ctx.lima.peek("claude-sandbox-app"),
-        ctx.lima.peek(name),
+        ctx.lima.read_instance_files("claude-sandbox-app"),
+        ctx.lima.read_instance_files(name),
     )
 
 

@@ -356,8 +356,8 @@ def test_a_document_is_written_and_read_back(ctx: Context, project: Path, docume
     }
     vm_document.write(ctx, place, odd)
     assert vm_document.read(Instance(NAME, "Stopped", place)) == odd
-    peeked = ctx.lima.peek(NAME)
-    assert peeked is not None and project_of(peeked) == project
+    found = ctx.lima.read_instance_files(NAME)
+    assert found is not None and project_of(found) == project
 
 
 # -- stopping ----------------------------------------------------------------------------------------
