@@ -1,11 +1,11 @@
 """Every error that a user can meet, as one tree.
 
     ClaudeSandboxError              exit code 1
-    ├── UsageError                  2   an option, name, size or port that cannot be right
+    ├── UsageError                  2   an invalid option, name, size or port
     ├── ConfigError                 1   a configuration file: names file and line
     ├── HostSetupError              1   Lima, QEMU, ssh … missing, too old or not working
     ├── SandboxNotFoundError        1
-    ├── SandboxExistsError          1   a VM or directory stands where ours should go
+    ├── SandboxExistsError          1   a VM or directory is already where ours should go
     ├── CreateError                 1   clone, build or first boot failed; nothing is left of it
     ├── StartError                  1   an existing VM did not come up
     ├── LimaError                   1   limactl failed, hung or answered garbage
@@ -14,8 +14,8 @@
     ├── RefusedError                1   what was asked for would be unsafe
     └── Cancelled                   1   the user answered no
 
-Each says what happened (`brief`), in whose words (`details`) and what to do (`resolution`).
-Exit codes that are not errors of ours: 0 done, 124 time-out, 130 Ctrl-C (docs/vocabulary.md).
+Each says what happened (`brief`), the tool's own words (`details`) and what to do (`resolution`).
+Exit codes that are not our errors: 0 done, 124 time-out, 130 Ctrl-C (docs/vocabulary.md).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ClaudeSandboxError(Exception):
 
 
 def together(what: str, errors: Sequence[ClaudeSandboxError]) -> ClaudeSandboxError:
-    """One error for what failed in a list of which the rest was done; a single one stays as it is.
+    """One error for the items of a list that failed, where the others were done; a single error stays as it is.
 
     `what`: "3 sandboxes were not stopped."
     """
@@ -51,7 +51,7 @@ def together(what: str, errors: Sequence[ClaudeSandboxError]) -> ClaudeSandboxEr
 
 
 class UsageError(ClaudeSandboxError):
-    """The command line (or an environment variable) holds something that cannot be right."""
+    """The command line (or an environment variable) holds an invalid value."""
 
     exit_code = 2
 
@@ -69,11 +69,11 @@ class SandboxNotFoundError(ClaudeSandboxError):
 
 
 class SandboxExistsError(ClaudeSandboxError):
-    """Something that is not ours stands where a sandbox should be made."""
+    """Something that is not ours is already where a sandbox should be made."""
 
 
 class CreateError(ClaudeSandboxError):
-    """A VM could not be made; what was begun has been removed."""
+    """A VM could not be made; what had been started has been removed."""
 
 
 class StartError(ClaudeSandboxError):

@@ -25,8 +25,8 @@ The first of these that sets it:
 4. your own file `config.yaml`
 5. the default
 
-A base VM or template that stands on the command line also puts aside what the environment or a file says
-of the other one of the two.
+`--clone-from` or `--template` on the command line also overrides the other of the two in the environment or a
+file.
 
 | | Linux | macOS |
 |---|---|---|
@@ -42,8 +42,8 @@ On Linux `XDG_CONFIG_HOME`, `XDG_STATE_HOME`, `XDG_DATA_HOME` and `XDG_CACHE_HOM
 ## The files
 
 Both are YAML with the keys of the table. Relative paths start at the file's directory, on the command line
-and in the environment at the current directory; `~` is your home. An unknown key, a bad value or a key that
-stands there twice is an error with file and line. YAML aliases and more than 64 KiB are refused.
+and in the environment at the current directory; `~` is your home. An unknown key, a bad value or a duplicate
+key is an error with file and line. YAML aliases and more than 64 KiB are refused.
 
 Your file:
 

@@ -1,5 +1,5 @@
 # Sends a line with the account that ~/.claude.json names (`-`: none), then Claude's credential file, if
-# there is one; past 64 KiB it is none of ours.
+# there is one (64 KiB at most: a longer one is not Claude's).
 set -u
 export LC_ALL=C
 account=

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# Run as root in the tools VM, last before it is stopped for good: what a clone must not share with
-# its siblings goes, and is made anew at the clone's first boot (systemd: machine-id; cloud-init: ssh
-# host keys). Caches go too, every clone would carry them.
+# Run as root in the tools VM, as the last step before it is stopped: removes what clones must not share.
+# The clone's first boot makes that again (systemd: machine-id; cloud-init: ssh host keys). Caches are
+# removed too: every clone would carry them.
 set -eu
 rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/claude-sandbox/machine
 : > /etc/machine-id

@@ -1,7 +1,7 @@
-# Tells the host, as one tar on stdout, what stands in this guest: the manifest of what the last
+# Sends the host, as one tar on stdout, the state of this guest: the manifest of what the last
 # launch brought, the hashes of the files in ~/.claude, and the few files that the host merges.
-# POSIX sh with find, stat, sha256sum, cmp and tar (GNU or BusyBox). EXCLUDED and NESTED are put in
-# by claude_home/push.py: Claude's own runtime state, which is never compared; and MANAGED: files of hooks/guest_setup.py.
+# POSIX sh with find, stat, sha256sum, cmp and tar (GNU or BusyBox). claude_home/push.py
+# inserts EXCLUDED and NESTED: Claude's own runtime state, which is never compared; and MANAGED: files of hooks/guest_setup.py.
 set -u
 umask 077
 state=$HOME/.claude-sandbox

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stands before `rec` and `arecord` in a sandbox that was launched with --voice. It knows the few command
+# Wraps `rec` and `arecord` in a sandbox that was launched with --voice. It knows the few command
 # lines with which Claude Code's /voice calls them, and gets the sound from the host's microphone through
 # a forwarded socket. Any other arguments, or no such socket: the real program, the next on PATH.
 # Programs are started by exec, so that the SIGTERM that stops a recording reaches the client itself.
