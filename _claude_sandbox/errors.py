@@ -73,7 +73,7 @@ class SandboxExistsError(ClaudeSandboxError):
 
 
 class CreateError(ClaudeSandboxError):
-    """A VM could not be made; what had been started has been removed."""
+    """A VM could not be made; what was begun has been removed."""
 
 
 class StartError(ClaudeSandboxError):
