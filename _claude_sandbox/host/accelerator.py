@@ -2,13 +2,13 @@
 
 /dev/kvm may exist and open while a guest does not get anywhere: nested hosts that emulate the
 guest's kernel mode instruction by instruction, or that lack an MSR which QEMU sets. Lima takes KVM
-whenever the file is there. So a boot sector of our own is run under the options that Lima uses
-(`-machine q35 -cpu host`): it says R on the serial port, waits for two ticks of the timer (T), goes to
+whenever the file is there. So our boot sector is run under the options that Lima uses
+(`-machine q35 -cpu host`): it writes R to the serial port, waits for two ticks of the timer (T), goes to
 long mode and does 20 million rounds of memory and SSE work (L), then leaves through isa-debug-exit.
 That takes 0.4 s under TCG and less under KVM. Where this was found, QEMU 7.2 aborted on `-cpu host`
 ("failed to set MSR 0x10a"); with that feature masked the sector came to RT and stopped there, and a
 Debian kernel was still in its decompressor after minutes. A sector that only wrote one byte from
-real mode passed, so it would not have told.
+real mode passed, so it would not have found that.
 
 The answer is remembered per boot of the host and per QEMU, in our state directory.
 """
@@ -20,16 +20,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from _claude_sandbox.system import paths
+from _claude_sandbox.system import paths, processes
 from _claude_sandbox.system.files import write_json
 from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import TIMED_OUT, Command, Result, Runner, missing_program
 
 KVM_DEVICE = Path("/dev/kvm")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PROBE_SECONDS = 8.0
 SCHEMA = 2
 
@@ -111,16 +110,16 @@ def detect(runner: Runner) -> Accelerator:
     if value := os.environ.get(variable):  # the user chose, and Lima reads it too
         return Accelerator("tcg" if "tcg" in value else "kvm", reason=f"{variable} is set")
     if not KVM_DEVICE.exists():
-        return _once(_no_device(), ["no device"])
+        return _remember(_no_device(), ["no device"])
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
-        return _once(_not_ours(), ["not ours"])
+        return _remember(_no_permission(), ["not ours"])
     found = shutil.which(program)
     if found is None:
         raise missing_program((program,))
     info = Path(found).stat()
     key: list[str | int] = [found, info.st_mtime_ns, info.st_size]
     known = _remembered(key)
-    return known if known is not None else _once(_try_kvm(runner), key)
+    return known if known is not None else _remember(_try_kvm(runner), key)
 
 
 def _macos() -> Accelerator:
@@ -131,16 +130,14 @@ def _macos() -> Accelerator:
 
 
 def _no_device() -> Accelerator:
-    return Accelerator(
-        "tcg",
-        _tcg_env(),
-        reason="/dev/kvm is not there",
-        remedy="Switch on virtualization in the firmware, or nested virtualization in the hypervisor "
-        "that this machine runs on.",
+    return _tcg(
+        "/dev/kvm is not there",
+        "Switch on virtualization in the firmware, or nested virtualization in the hypervisor that this machine "
+        "runs on.",
     )
 
 
-def _not_ours() -> Accelerator:
+def _no_permission() -> Accelerator:
     import grp
 
     info = KVM_DEVICE.stat()
@@ -152,12 +149,7 @@ def _not_ours() -> Accelerator:
             remedy = remedy.format(grp.getgrgid(info.st_gid).gr_name)
         except KeyError:
             remedy = remedy.format(info.st_gid)
-    return Accelerator(
-        "tcg",
-        _tcg_env(),
-        reason="your user may not open /dev/kvm",
-        remedy=remedy,
-    )
+    return _tcg("your user may not open /dev/kvm", remedy)
 
 
 def _try_kvm(runner: Runner) -> Accelerator:
@@ -169,12 +161,9 @@ def _try_kvm(runner: Runner) -> Accelerator:
         why = f"a test guest did not finish under it within {PROBE_SECONDS:g} s"
     else:
         why = f"QEMU says: {words[0]}" if words else f"QEMU ended with code {result.returncode}"
-    return Accelerator(
-        "tcg",
-        _tcg_env(),
-        reason=f"/dev/kvm is there but does not work ({why})",
-        remedy="This is usual inside another VM. A host with (nested) hardware virtualization is many "
-        "times faster.",
+    return _tcg(
+        f"/dev/kvm is there but does not work ({why})",
+        "This is usual inside another VM. A host with (nested) hardware virtualization is many times faster.",
     )
 
 
@@ -221,41 +210,32 @@ def probe_passed(result: Result) -> bool:
     return result.returncode in (0, _X86_EXIT) and result.stdout.rstrip().endswith(b"L")
 
 
-def _tcg_env() -> dict[str, str | None]:
+def _tcg(reason: str, remedy: str) -> Accelerator:
     qemu = _QEMU.get(os.uname().machine)
-    return {qemu[1]: f"{qemu[0]} -machine {qemu[2]} {qemu[3]}"} if qemu else {}
+    env = {qemu[1]: f"{qemu[0]} -machine {qemu[2]} {qemu[3]}"} if qemu else {}
+    return Accelerator("tcg", env, reason=reason, remedy=remedy)
 
 
 def _state_file() -> Path:
     return paths.state_dir() / "accelerator.json"
 
 
-def _boot() -> str:
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
 def _remembered(key: list[str | int]) -> Accelerator | None:
     state = read_object(_state_file()) or {}
-    boot = _boot()
+    boot = processes.boot_id()
     if not boot or (state.get("version"), state.get("boot"), state.get("key")) != (SCHEMA, boot, key):
         return None
     kind, reason, remedy = (str(state.get(name, "")) for name in ("kind", "reason", "remedy"))
-    if kind not in ("kvm", "tcg"):
-        return None
-    return Accelerator(kind, _tcg_env() if kind == "tcg" else {}, None, reason, remedy)
+    return _tcg(reason, remedy) if kind == "tcg" else Accelerator("kvm") if kind == "kvm" else None
 
 
-def _once(found: Accelerator, key: list[str | int]) -> Accelerator:
-    """Remember it, and tell only if this boot has not been told the same."""
+def _remember(found: Accelerator, key: list[str | int]) -> Accelerator:
+    """Remember it; its note is for the user unless this boot has had the same."""
     if _remembered(key) is not None:
         return found
-    state: dict[str, object] = {"version": SCHEMA, "boot": _boot(), "key": key}
-    state |= {"kind": found.kind, "reason": found.reason, "remedy": found.remedy}
-    write_json(_state_file(), state)
+    answer = {"kind": found.kind, "reason": found.reason, "remedy": found.remedy}
+    write_json(_state_file(), {"version": SCHEMA, "boot": processes.boot_id(), "key": key, **answer})
     if found.kind != "tcg":
         return found
     note = f"No hardware acceleration: {found.reason}. VMs run in emulation, several times slower. {found.remedy}"
-    return Accelerator(found.kind, found.start_env, note, found.reason, found.remedy)
+    return replace(found, note=note)

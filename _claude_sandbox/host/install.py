@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox.errors import HostSetupError
@@ -52,7 +52,7 @@ _FIRMWARE = {
 
 @dataclass(frozen=True)
 class Step:
-    """`commands` are complete (sudo included); for RELEASE and GO they are empty and `lines` tell."""
+    """`commands` are complete (sudo included); for RELEASE and GO they are empty and `lines` say it."""
 
     title: str
     kind: str
@@ -66,7 +66,7 @@ class Step:
 @dataclass(frozen=True)
 class SetupPlan:
     missing: tuple[Missing, ...] = ()
-    steps: tuple[Step, ...] = field(default=())
+    steps: tuple[Step, ...] = ()
 
     def describe(self) -> list[str]:
         """The exact commands, one a line."""
@@ -119,8 +119,8 @@ def plan(runner: Runner, *, everything: bool = False, project: Path | None = Non
 
 def package_manager() -> str | None:
     """brew on macOS; apt-get, dnf or pacman elsewhere."""
-    wanted = ["brew"] if sys.platform == "darwin" else ["apt-get", "dnf", "pacman"]
-    return next((name for name in wanted if shutil.which(name)), None)
+    known = ["brew"] if sys.platform == "darwin" else ["apt-get", "dnf", "pacman"]
+    return next(filter(shutil.which, known), None)
 
 
 def package(manager: str, name: str, machine: str) -> str | None:
@@ -169,14 +169,11 @@ def _check_complete(manager: str | None, missing: Sequence[Missing]) -> None:
 
 
 def _lima_step(reachable: bool, why: str) -> Step:
+    lima = f"Lima {inventory.PINNED_LIMA}"
     if reachable:
-        return Step(
-            f"Installing Lima {inventory.PINNED_LIMA}", RELEASE, lines=tuple(install_lima.release_lines())
-        )
+        return Step(f"Installing {lima}", RELEASE, lines=tuple(install_lima.release_lines()))
     if install_lima.supports_go() or (install_lima.cached() / "bin" / "limactl").exists():
-        return Step(
-            f"Building Lima {inventory.PINNED_LIMA} with Go", GO, lines=tuple(install_lima.go_lines())
-        )
+        return Step(f"Building {lima} with Go", GO, lines=tuple(install_lima.go_lines()))
     raise HostSetupError(
         f"{why} Its releases cannot be reached, and there is no Go toolchain to build it.",
         details=f"Tried {install_lima.RELEASES}",
@@ -206,7 +203,7 @@ def _failed(command: Command, words: str, log: Path) -> HostSetupError:
     return HostSetupError(
         f"`{command}` failed.",
         details="\n".join(words.strip().splitlines()[-8:]),
-        resolution=f"Mend that, or run it yourself, then `claude-sandbox setup` again. Log: {log}",
+        resolution=f"Fix that, or run it yourself, then `claude-sandbox setup` again. Log: {log}",
     )
 
 

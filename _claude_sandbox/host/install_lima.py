@@ -41,13 +41,17 @@ def release_name() -> str:
 
 def release_reachable() -> bool:
     """Whether the release's checksums can be had now (one request of a few seconds)."""
-    import urllib.request
-
     try:
-        with urllib.request.urlopen(f"{RELEASES}/SHA256SUMS", timeout=_REACH_TIMEOUT) as answer:
-            return release_name() in answer.read(1 << 20).decode("utf-8", "replace")
+        return release_name() in _checksums(_REACH_TIMEOUT)
     except (OSError, ValueError):
         return False
+
+
+def _checksums(timeout: float) -> str:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{RELEASES}/SHA256SUMS", timeout=timeout) as answer:
+        return str(answer.read(1 << 20).decode("utf-8", "replace"))
 
 
 def cached() -> Path:
@@ -71,7 +75,7 @@ def install_release(say: Say) -> None:
             name = release_name()
             archive = tree.parent / name
             say(f"checksums from {RELEASES}")
-            wanted = _checksum(_fetch_small(f"{RELEASES}/SHA256SUMS"), name)
+            wanted = _checksum(name)
             found = _download(f"{RELEASES}/{name}", archive, say)
             if found != wanted:
                 raise HostSetupError(
@@ -83,23 +87,17 @@ def install_release(say: Say) -> None:
             extract(archive, tree)
 
 
-def _checksum(text: str, name: str) -> str:
-    """From lines like `0123…  lima-2.2.0-Linux-x86_64.tar.gz` (a `*` may stand before the name)."""
+def _checksum(name: str) -> str:
+    """From lines like `0123…  lima-2.2.0-Linux-x86_64.tar.gz` (with a `*` before a binary file's name)."""
+    try:
+        text = _checksums(_NETWORK_TIMEOUT)
+    except (OSError, ValueError) as error:
+        raise _unreachable(f"{RELEASES}/SHA256SUMS", error) from error
     for line in text.splitlines():
         parts = line.split()
         if len(parts) == 2 and parts[1].lstrip("*") == name and len(parts[0]) == 64:
             return parts[0].lower()
     raise HostSetupError(f"The release of Lima {inventory.PINNED_LIMA} has no {name}.")
-
-
-def _fetch_small(url: str) -> str:
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url, timeout=_NETWORK_TIMEOUT) as answer:
-            return str(answer.read(1 << 20).decode("utf-8", "replace"))
-    except (OSError, ValueError) as error:
-        raise _unreachable(url, error) from error
 
 
 def _download(url: str, target: Path, say: Say) -> str:
@@ -130,7 +128,7 @@ def _unreachable(url: str, error: Exception) -> HostSetupError:
 
 
 def extract(archive: Path, target: Path) -> None:
-    """Unpack; nothing may lie, or point, outside of `target`. Raises HostSetupError."""
+    """Unpack; nothing may be, or point, outside of `target`. Raises HostSetupError."""
     try:
         with tarfile.open(archive, "r:gz") as tar:
             members = tar.getmembers()
@@ -153,7 +151,7 @@ def _check_member(member: tarfile.TarInfo) -> None:
         parts = os.path.normpath(base / link).split("/")
         ok = not link.is_absolute() and parts[0] != ".."
     if not ok:
-        raise HostSetupError(f"The archive holds {member.name!r}, which would lie outside of its directory.")
+        raise HostSetupError(f"The archive holds {member.name!r}, which would be outside of its directory.")
 
 
 # -- from source -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What this host has: Lima and its version, QEMU, ssh and the rest. Asks and never changes.
 
-The versions of Lima that we accept and install stand here and nowhere else.
+The versions of Lima that we accept and install are here and nowhere else.
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ def find_limactl(runner: Runner) -> LimaBinary:
     if not found:
         raise HostSetupError("Lima is not installed.", resolution="Run `claude-sandbox setup`.")
     best = max(found, key=lambda binary: binary.version or (0,))
-    if best.version is not None and best.version < MIN_LIMA:
-        fine = next((binary for binary in found if binary.version is None), None)
-        if fine is not None:
-            return fine
-        raise HostSetupError(
-            f"Lima is too old: {best.path} is {dotted(best.version)}.",
-            details=f"claude-sandbox needs {dotted(MIN_LIMA)} or newer.",
-            resolution="Run `claude-sandbox setup`, or upgrade Lima the way you installed it.",
-        )
-    return best
+    if best.version is None or best.version >= MIN_LIMA:
+        return best
+    for binary in found:
+        if binary.version is None:  # it may be new enough
+            return binary
+    raise HostSetupError(
+        f"Lima is too old: {best.path} is {dotted(best.version)}.",
+        details=f"claude-sandbox needs {dotted(MIN_LIMA)} or newer.",
+        resolution="Run `claude-sandbox setup`, or upgrade Lima the way you installed it.",
+    )
 
 
 def dotted(version: tuple[int, ...] | None) -> str:
@@ -153,7 +153,7 @@ def missing_lima(runner: Runner) -> list[Missing]:
         there = own_limactl().exists() or shutil.which("limactl") is not None
         return [] if there else [Missing("lima", "Lima is not installed.")]
     run_as.limactl_prefix()
-    paths.state_dir()  # not usable: an error of its own, and none of Lima's
+    paths.state_dir()  # when it is not usable, that is the error, not Lima
     try:
         find_limactl(runner)
     except HostSetupError as error:
@@ -177,7 +177,7 @@ def missing_system(project: Path | None = None) -> list[Missing]:
         if run_as.is_root() and run_as.user_to_become(project or Path.cwd()) is None:
             want("unshare", "lets root run Lima in a user namespace")
             if run_as.namespace_user() is None:
-                out.append(Missing("user", "an ordinary user, whose number root wears for Lima"))
+                out.append(Missing("user", "an ordinary user, whose number root has for Lima"))
     want("ssh", "reaches into the VM")
     want("tmux", "keeps a session when the terminal closes", False)
     return out

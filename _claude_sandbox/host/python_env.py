@@ -71,7 +71,7 @@ def _with_uv(runner: Runner, venv: Path, requirements: Path) -> bool:
         ("uv", "pip", "install", "--python", python, "--require-hashes", "-r", str(requirements)),
     ):
         # uv does not read pip's configuration (a mirror, say): pip may succeed where it fails.
-        # Not in the project's directory, whose uv.toml is none of ours.
+        # Not in the project's directory, whose uv.toml is not for this.
         if not runner.run(Command(argv, cwd=venv.parent), timeout=BUILD_TIMEOUT).ok:
             return False
     return True
@@ -123,7 +123,7 @@ def _install_venv(runner: Runner, yes: bool) -> None:
             raise Cancelled("Nothing was installed.")
     for command in commands:
         if runner.foreground(command) != 0:
-            raise HostSetupError(f"`{command}` failed.", resolution="Mend that, or install it yourself.")
+            raise HostSetupError(f"`{command}` failed.", resolution="Fix that, or install it yourself.")
 
 
 if __name__ == "__main__":

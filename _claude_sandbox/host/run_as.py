@@ -1,4 +1,4 @@
-"""Who runs Lima: limactl refuses uid 0, so root becomes somebody, or wears a user namespace.
+"""Who runs Lima: limactl refuses to run as root, so we switch user or run it in a user namespace.
 
 As root on Linux, in this order: the user who called sudo; the project's owner; else limactl runs in
 a user namespace that shows our uid 0 as an ordinary user's number. In there it has root's rights as
@@ -10,6 +10,7 @@ same number (9p shows numbers), so a system user such as nobody will not do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -49,16 +50,19 @@ def leave_other_homes() -> None:
     if os.geteuid() != 0:
         return
     for name in [name for name in os.environ if name.startswith("XDG_") and name.endswith(("_HOME", "_DIR"))]:
-        if not _roots(Path(os.environ[name])):
-            del os.environ[name]
-    home = Path(os.environ.get("HOME") or "/")
-    if _roots(home):
-        return
-    os.environ.update(HOME=pwd.getpwuid(0).pw_dir, USER="root", LOGNAME="root")
+        _leave(name)
+    if not _belongs_to_root(Path(os.environ.get("HOME") or "/")):
+        os.environ.update(HOME=pwd.getpwuid(0).pw_dir, USER="root", LOGNAME="root")
 
 
-def _roots(path: Path) -> bool:
-    """Whether `path`, or what there is of the way to it, belongs to root."""
+def _leave(variable: str) -> None:
+    """Unset a variable that names somebody else's directory."""
+    if variable in os.environ and not _belongs_to_root(Path(os.environ[variable])):
+        del os.environ[variable]
+
+
+def _belongs_to_root(path: Path) -> bool:
+    """Whether `path`, or its nearest parent that exists, does."""
     there = next((each for each in (path, *path.parents) if each.exists()), None)
     return there is not None and there.stat().st_uid == 0
 
@@ -71,12 +75,12 @@ def become_user(project: Path) -> str | None:
     """
     entry = user_to_become(project)
     if entry is None:
-        if is_root() and "LIMA_HOME" in os.environ and not _roots(Path(os.environ["LIMA_HOME"])):
-            del os.environ["LIMA_HOME"]  # as leave_other_homes: we stay root, whose VMs these are not
+        if is_root():
+            _leave("LIMA_HOME")  # as leave_other_homes: we stay root, whose VMs these are not
         return None
     _check_readable(entry)
     why = "who called sudo" if entry == _caller() else f"who owns {project}"
-    _drop(entry)
+    _switch_to(entry)
     return f"Going on as {entry.pw_name}, {why}: Lima does not run as root."
 
 
@@ -98,7 +102,7 @@ def _owner(project: Path) -> pwd.struct_passwd | None:
 
 
 def _person(uid: int) -> pwd.struct_passwd | None:
-    """The passwd entry of someone with a home of their own: Lima keeps its VMs there."""
+    """The passwd entry of someone who owns their home: Lima keeps its VMs there."""
     if uid == 0:
         return None
     try:
@@ -138,14 +142,11 @@ def _readable(directory: Path) -> bool:
     return True
 
 
-def _set_ids(entry: pwd.struct_passwd) -> None:
+def _switch_to(entry: pwd.struct_passwd) -> None:
+    """Ids and environment, for good."""
     os.initgroups(entry.pw_name, entry.pw_gid)
-    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-
-
-def _drop(entry: pwd.struct_passwd) -> None:
-    _set_ids(entry)
+    os.setresgid(*(entry.pw_gid,) * 3)
+    os.setresuid(*(entry.pw_uid,) * 3)
     if os.getresuid() != (entry.pw_uid,) * 3 or os.getresgid() != (entry.pw_gid,) * 3:
         raise HostSetupError(f"Could not become {entry.pw_name}.")
     for name in [name for name in os.environ if name.startswith("XDG_")]:
@@ -157,7 +158,7 @@ def _drop(entry: pwd.struct_passwd) -> None:
 
 
 def namespace_user() -> pwd.struct_passwd | None:
-    """The ordinary user whose number root wears in the namespace: 1000, else the lowest."""
+    """The ordinary user whose number root has in the namespace: 1000, else the lowest."""
     people = {entry.pw_uid: entry for entry in pwd.getpwall() if entry.pw_uid in _ORDINARY}
     return people.get(PREFERRED_UID) or (people[min(people)] if people else None)
 
@@ -180,7 +181,7 @@ def limactl_prefix(runner: Runner | None = None) -> tuple[str, ...]:
     entry = namespace_user()
     if entry is None:
         raise HostSetupError(
-            "Lima does not run as root, and this machine has no ordinary user whose number it could wear.",
+            "Lima does not run as root, and this machine has no ordinary user whose number it could have.",
             resolution=f"Run `{' '.join(add_user_argv())}`, or `claude-sandbox setup`, which does it.",
         )
     if shutil.which("unshare") is None:
@@ -215,17 +216,14 @@ def _check_namespace(prefix: tuple[str, ...], runner: Runner | None) -> None:
 
 def guest_user() -> lima_context.GuestUser:
     """The user that the guest gets: our number, and our name where Linux guests can have it."""
-    uid = os.getuid()
-    entry: pwd.struct_passwd | None
     if is_root():
         entry = namespace_user()
-        uid = entry.pw_uid if entry is not None else PREFERRED_UID
+        name, uid = (entry.pw_name, entry.pw_uid) if entry else ("", PREFERRED_UID)
     else:
-        try:
-            entry = pwd.getpwuid(uid)
-        except KeyError:
-            entry = None
-    return lima_context.GuestUser(guest_name(entry.pw_name if entry is not None else ""), uid)
+        name, uid = "", os.getuid()
+        with contextlib.suppress(KeyError):
+            name = pwd.getpwuid(uid).pw_name
+    return lima_context.GuestUser(guest_name(name), uid)
 
 
 def guest_name(name: str) -> str:

@@ -46,19 +46,16 @@ def _variable() -> str:
 
 
 def _in_file(file: Path) -> str:
-    match = re.search(r"^registry\s*=\s*(\S+)", _read(file), re.MULTILINE)
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    match = re.search(r"^registry\s*=\s*(\S+)", text, re.MULTILINE)
     return match[1] if match else ""
 
 
 def _address(text: str) -> str | None:
     return text if text.startswith(("http://", "https://")) else None
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def fetch(runner: Runner, name: str, version: str, *, logfile: Path | None = None) -> Path:
@@ -86,7 +83,7 @@ def _by_npm(runner: Runner, name: str, version: str, into: Path, logfile: Path |
         raise CreateError(
             f"{name}@{version} could not be fetched from the npm registry.",
             details=result.error_text[-800:] or None,
-            resolution="Try `npm view " + name + "` on this host: its registry and proxy settings are used.",
+            resolution=f"Try `npm view {name}` on this host: its registry and proxy settings are used.",
         )
     return files[0]
 
@@ -117,11 +114,9 @@ def _by_http(runner: Runner, name: str, version: str, into: Path) -> Path:
 
 def check_integrity(file: Path, integrity: str) -> None:
     """`integrity` is npm's, e.g. `sha512-…base64…`. Raises CreateError."""
-    digest = hashlib.sha512()
     with file.open("rb") as source:
-        for block in iter(lambda: source.read(1 << 20), b""):
-            digest.update(block)
-    if "sha512-" + base64.b64encode(digest.digest()).decode() not in integrity.split():
+        digest = hashlib.file_digest(source, "sha512").digest()
+    if "sha512-" + base64.b64encode(digest).decode() not in integrity.split():
         raise CreateError(
             f"{file.name} from the npm registry does not match its integrity hash.",
             details=f"Expected {integrity or 'a hash, and the registry gave none'}.",

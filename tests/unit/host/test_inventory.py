@@ -16,7 +16,7 @@ from _claude_sandbox.cli import doctor
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.host import accelerator, install_lima, inventory, run_as
 from _claude_sandbox.host import install as host_install
-from _claude_sandbox.system import paths
+from _claude_sandbox.system import paths, processes
 from _claude_sandbox.system.run import TIMED_OUT, CommandNotFound, LocalRunner, Result
 from _claude_sandbox.voice import recorder as voice_recorder
 
@@ -140,11 +140,10 @@ def test_root_needs_unshare_and_a_user(programs: Programs, monkeypatch: pytest.M
 def kvm(programs: Programs, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A device that opens, QEMU on PATH, and a boot id of this test's own."""
     programs("qemu-system-x86_64", "qemu-system-aarch64")
-    device, boot = home / "kvm", home / "boot_id"
+    device = home / "kvm"
     device.touch()
-    boot.write_text("one\n")
     monkeypatch.setattr(accelerator, "KVM_DEVICE", device)
-    monkeypatch.setattr(accelerator, "BOOT_ID", boot)
+    monkeypatch.setattr(processes, "boot_id", lambda: "one")
     for name in ("QEMU_SYSTEM_X86_64", "QEMU_SYSTEM_AARCH64"):
         monkeypatch.delenv(name, raising=False)
     return device
@@ -157,12 +156,12 @@ TCG = (
 
 
 @linux
-def test_kvm_that_works(kvm: Path, recorder: Recorder) -> None:
+def test_kvm_that_works(kvm: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder.on(f"qemu-system-{inventory.machine()}", then=GOOD)
     assert accelerator.detect(recorder) == accelerator.Accelerator("kvm")
     assert accelerator.detect(recorder) == accelerator.Accelerator("kvm")
     assert len(recorder.calls) == 1  # once per boot
-    accelerator.BOOT_ID.write_text("two\n")
+    monkeypatch.setattr(processes, "boot_id", lambda: "two")
     accelerator.detect(recorder)
     assert len(recorder.calls) == 2
 
