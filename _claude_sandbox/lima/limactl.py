@@ -190,16 +190,23 @@ class Lima:
         on_line: Callable[[str], None] | None = None,
         logfile: Path | None = None,
         on_start: Callable[[int], None] | None = None,
+        give_up: Callable[[], bool] | None = None,
     ) -> Result:
         """Start and wait until the guest is ready. Returns the result: failure has shades.
 
-        A "degraded" VM is up (facts/lima.md §3), so the caller decides.
+        A "degraded" VM is up (facts/lima.md §3), so the caller decides. `give_up` (Runner.stream) ends limactl, and
+        not yet the VM.
         """
         command = self.command("start", "--tty=false", f"--timeout={int(timeout)}s", name)
         if env:
             command = Command(command.argv, {**command.env, **env})
         return self.runner.stream(
-            command, timeout=timeout + 60, on_line=on_line, logfile=logfile, on_start=on_start
+            command,
+            timeout=timeout + 60,
+            on_line=on_line,
+            logfile=logfile,
+            on_start=on_start,
+            give_up=give_up,
         )
 
     def stop(self, name: str, *, force: bool = False) -> None:

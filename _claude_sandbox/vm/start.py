@@ -10,11 +10,12 @@ from typing import Any
 
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import GuestConnectionError, LimaError, StartError
-from _claude_sandbox.lima import readiness, ssh_retry
+from _claude_sandbox.lima import lockup, readiness, ssh_retry
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, START_TIMEOUT, STOPPED, Instance, reword
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.run import Result
+from _claude_sandbox.system.files import LogFile
+from _claude_sandbox.system.run import LOG_KEPT, Result
 from _claude_sandbox.vm import checks, document, estimates, lima_yaml, shares, stop
 from _claude_sandbox.vm.journal import Journal
 
@@ -51,6 +52,7 @@ def start(
     `meant` is its document. `kind` is for the estimate of how long it takes (vm/estimates.py). `on_ssh_ready` is
     called as soon as the guest accepts ssh, while Lima still waits for other things; it must not take long. With
     it Lima's first question opens a connection that Lima and we share, if our init has set this boot up as a whole.
+    A guest whose kernel hangs before it has answered (lima/lockup.py) is ended and booted once more.
 
     Raises RefusedError (Lima would share more than `meant` says), StartError.
     """
@@ -102,7 +104,11 @@ class _Start:
     def run(self) -> None:
         """Raises StartError with limactl's words; nothing of the VM runs then."""
         for last_try in (False, True):
-            result = self._attempt()
+            console = lockup.Watch(self.coming.dir)
+            result = self._attempt(console)
+            if not result.ok and console.words:
+                self._end_hung(console, last_try)
+                continue
             if result.ok or self._is_up_without_agent(result):
                 return
             left = _force_stop(self.ctx, self.name)
@@ -114,12 +120,13 @@ class _Start:
                     f"the guest's console: {self.coming.dir / 'serial.log'}",
                 )
 
-    def _attempt(self) -> Result:
+    def _attempt(self, console: lockup.Watch) -> Result:
         effects = self.ctx.effects
         effects.silently(self._check_not_deleted, None)
         watch = shares.Watch(self.ctx, self.name, self.shared, lambda: stop.force_stop(self.ctx, self.name))
 
         def on_line(line: str) -> None:
+            console.hear(line)
             watch.look()
             self._on_log_line(line)
 
@@ -130,6 +137,7 @@ class _Start:
             on_line=on_line,
             logfile=_log_of(self.name),
             on_start=self.journal.note_child if self.journal else None,
+            give_up=console.hangs,
         )
         effects.silently(watch.look, None)
         return result
@@ -138,6 +146,24 @@ class _Start:
         # Given a name that is not there, Lima would make a VM from template:default, home mounted.
         if not (self.coming.dir / "lima.yaml").exists():
             raise StartError(f"{self.name} was deleted while it was to be started.")
+
+    def _end_hung(self, console: lockup.Watch, last_try: bool) -> None:
+        """See that nothing of a hung boot is left. Raises StartError: something is, or it was the second one."""
+        log = _log_of(self.name)
+        LogFile(log, LOG_KEPT).write(console.last_words())  # the next start truncates the console's file
+        brief = f"{self.name} did not start: its kernel hung while it booted"
+        if left := _force_stop(self.ctx, self.name):
+            raise StartError(f"{brief}.", details="\n".join([console.words, *left]))
+        if last_try:
+            raise StartError(
+                f"{brief}, and so did a second boot.",
+                details=console.words,
+                resolution="Try again when this host is less busy; with `--cpus 1` an emulated boot has less to "
+                f"wait for. The end of each boot's console: {log}",
+            )
+        self.ctx.progress.warn(
+            f"{self.name} is booted once more: its kernel hung while it booted, in its words: {console.words}"
+        )
 
     def _shared_connection(self) -> dict[str, str | None]:
         """Lets Lima's first question open the connection that it and we use; that of an earlier boot goes."""

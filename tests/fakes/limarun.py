@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import fakelib
 import limamake
 from fakelib import fatal, logrus
 from limainstance import HOME, Instance
+
+TYPE_CHECKING = False  # see limaconfig.py
+if TYPE_CHECKING:
+    from typing import Any
 
 TMP_SUFFIXES = (".pid", ".sock", ".tmp")
 
@@ -68,6 +73,7 @@ def boot(instance: Instance, fault: fakelib.Fault) -> int:
     if swap := fault.get("swap"):
         os.rename(swap[0], f"{swap[0]}.before")
         os.symlink(swap[1], swap[0])
+    (directory / "serial.log").unlink(missing_ok=True)
     driver = fakelib.spawn_helper(
         "qemu-system-x86_64", directory, "-name", f"lima-{instance.name}", "-pidfile", f"{directory}/qemu.pid",
         shared=[location for location, _ in instance.mounts()],
@@ -81,9 +87,14 @@ def boot(instance: Instance, fault: fakelib.Fault) -> int:
     logrus("info", f"SSH Local Port: {port}")
     (directory / "cidata.iso").write_bytes(b"fake")
     fault.at("booting")
+    console(directory, fault.get("console"))
+    if fault.get("hangs"):
+        os.waitpid(agent, 0)
+        fatal("host agent process has exited: signal: killed")
     if fault.get("timeout"):
         fatal("did not receive an event with the `running` status")
     requirements(instance)
+    console(directory, fault.get("later_console"))
     fakelib.booted(directory, True)
     with (directory / "guest" / "boots").open("a") as file:
         file.write("boot\n")
@@ -98,6 +109,14 @@ def boot(instance: Instance, fault: fakelib.Fault) -> int:
         )
     logrus("info", f"READY. Run `limactl shell {instance.name}` to open the shell.")
     return 0
+
+
+def console(directory: Path, says: list[list[Any]] | None) -> None:
+    """What the guest's kernel writes on its serial port: [seconds to wait before, text] in turn."""
+    for pause, text in says or []:
+        time.sleep(pause)
+        with (directory / "serial.log").open("a") as file:
+            file.write(text)
 
 
 def broken_disk(disk: Path) -> bool:

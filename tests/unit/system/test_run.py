@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import Recorder
 
+from _claude_sandbox.system import run
 from _claude_sandbox.system.run import Command, CommandNotFound, DryRunner, LocalRunner, Result
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -211,3 +212,28 @@ def test_a_dry_run_prints_changes_and_really_asks_questions() -> None:
     assert real.calls == [] and shown == ["rm -rf 'a b'", "vi", "T=… ssh x"]
     assert dry.run(Command(("ask",)), changes=False, timeout=3, limit=9).stdout == b"answer"
     assert [(c.argv, c.timeout, c.changes, c.limit) for c in real.calls] == [(("ask",), 3, False, 9)]
+
+
+# -- given up ----------------------------------------------------------------------------------------
+
+
+def test_a_command_that_is_given_up_ends_with_its_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "ASKED_EVERY", 0.05)
+    child = tmp_path / "child"
+    begun = time.monotonic()
+    result = LocalRunner().stream(
+        sh(f"sleep 60 & echo $! > '{child}'; wait"), timeout=50, give_up=child.exists
+    )
+    assert time.monotonic() - begun < 20 and not result.ok and result.returncode == 128 + signal.SIGTERM
+    assert gone(int(child.read_text()))
+
+
+def test_nobody_is_asked_once_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "ASKED_EVERY", 0.01)
+    asked: list[float] = []
+    assert LocalRunner().stream(sh("sleep 0.3"), give_up=lambda: asked.append(time.monotonic()) or False).ok  # type: ignore[func-returns-value]
+    count = len(asked)
+    time.sleep(0.2)
+    assert 0 < count and len(asked) - count <= 1
