@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     if "shell" in words:
         from _claude_sandbox.session import fast_shell
 
-        fast_shell.become_shell(words)  # comes back when it has to be done the whole way
+        fast_shell.exec_if_unchanged(words)  # returns where the normal path has to be taken
     from _claude_sandbox.cli import main as cli_main
 
     return cli_main.main(words)

@@ -1,4 +1,4 @@
-"""A session: Claude's command on the user's terminal, in a tmux session of our own or in place, to its exit code."""
+"""The user's terminal at Claude: in a tmux session that we make, or in place; up to Claude's exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from _claude_sandbox.claude_home import prepare as claude_home_prepare
 from _claude_sandbox.errors import ClaudeNotInstalledError, ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.lima.context import Context
-from _claude_sandbox.lima.limactl import tag
+from _claude_sandbox.lima.limactl import RUNNING, Instance, tag
 from _claude_sandbox.lima.ssh import SSH_FAILED
 from _claude_sandbox.system import paths, program, terminal
 from _claude_sandbox.system.files import write_atomic
@@ -27,11 +27,11 @@ NOT_FOUND = 127
 
 
 @dataclass(frozen=True)
-class Session:
-    """A command on the user's terminal, and what to do after it; can travel through a file.
+class Attachment:
+    """The user's terminal at a command in a sandbox, and what to do when that ends; can travel through a file.
 
-    `uuid` (CLAUDE_SANDBOX_UUID in the guest) and `project` lead a hook event of this Claude to its terminal.
-    `voice`: it may use the microphone, by this command if it names one.
+    `settings` is the settings directory. `uuid` (CLAUDE_SANDBOX_UUID in the guest) and `project` lead a hook event of
+    this Claude to its terminal. `voice`: it may use the microphone, by this command if it names one.
     """
 
     command: Command
@@ -43,47 +43,40 @@ class Session:
 
     def save(self, path: Path) -> None:
         """Write it (it holds the credential) to a 0600 file that is read once."""
-        write_atomic(
-            path,
-            json.dumps(
-                {
-                    "argv": self.command.argv,
-                    "env": self.command.env,
-                    "hidden": sorted(self.command.hidden),
-                    "vm": self.vm,
-                    "settings": self.settings,
-                    "uuid": self.uuid,
-                    "project": self.project,
-                    "voice": self.voice,
-                    "environ": {k: v for k, v in os.environ.items() if not k.startswith("TMUX")},
-                }
-            ).encode(),
-        )
+        command = self.command
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("TMUX")}
+        data = {
+            **vars(self),
+            "command": [command.argv, command.env, sorted(command.hidden)],
+            "environ": environ,
+        }
+        write_atomic(path, json.dumps(data).encode())
 
     @classmethod
-    def load(cls, path: Path) -> Session:
+    def load(cls, path: Path) -> Attachment:
         """Read and remove the file, and take over the environment of who wrote it."""
         try:
             data: dict[str, Any] = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise ClaudeSandboxError("This session's file is gone; start claude-sandbox anew.") from error
+            raise ClaudeSandboxError("This session's file is gone; start claude-sandbox again.") from error
         path.unlink(missing_ok=True)
         keep = {k: v for k, v in os.environ.items() if k.startswith("TMUX") or k == "TERM"}
-        os.environ.update({**data["environ"], **keep})
-        env = {**data["env"], "TERM": claude_home_prepare.guest_term(os.environ.get("TERM", ""))}
-        command = Command(tuple(data["argv"]), env, hidden=frozenset(data["hidden"]))
-        voice = tuple(data["voice"]) if data["voice"] is not None else None
-        return cls(command, data["vm"], data["settings"], data["uuid"], data["project"], voice)
+        os.environ.update({**data.pop("environ"), **keep})
+        argv, env, hidden = data.pop("command")
+        term = claude_home_prepare.guest_term(os.environ.get("TERM", ""))
+        command = Command(tuple(argv), {**env, "TERM": term}, hidden=frozenset(hidden))
+        voice = data.pop("voice")
+        return cls(command, **data, voice=None if voice is None else tuple(voice))
 
 
-def run_in_new_tmux(ctx: Context, tmux: Tmux, session: Session) -> int:
-    """In a tmux session of its own, whose command is our verb `_session`; attached to it here."""
-    name = f"{session.vm}-{os.getpid()}"
+def run_in_new_tmux(ctx: Context, tmux: Tmux, attachment: Attachment) -> int:
+    """In a new tmux session, whose command is our verb `_session`; this terminal is attached to it."""
+    name = f"{attachment.vm}-{os.getpid()}"
     file = session_file(name)
-    session.save(file)
+    attachment.save(file)
     argv = program.own_argv("_session", str(file))
     try:
-        mark = session_mark(session.vm, tag(ctx.lima.home / session.vm), session.uuid)
+        mark = session_mark(attachment.vm, tag(ctx.lima.home / attachment.vm), attachment.uuid)
         return _after_tmux(ctx, tmux, name, ctx.runner.foreground(tmux.new(name, argv, mark)))
     finally:
         if name not in tmux.sessions():
@@ -91,7 +84,7 @@ def run_in_new_tmux(ctx: Context, tmux: Tmux, session: Session) -> int:
 
 
 def attach(ctx: Context, tmux: Tmux, name: str) -> int:
-    """To a session in tmux that is alive."""
+    """Attach this terminal to a live session in tmux."""
     code = ctx.runner.foreground(tmux.attach(name))
     return code if tmux.inside() else _after_tmux(ctx, tmux, name, code)
 
@@ -127,37 +120,43 @@ def code_path(file: Path) -> Path:
     return file.with_suffix(".code")
 
 
-def run_session(ctx: Context, session: Session) -> int:
+def run_attached(ctx: Context, attachment: Attachment) -> int:
     """Run it on this terminal, leave the terminal clean and take a changed login back."""
-    with terminal.restored() as broken, _recorded(ctx, session) as started, _heard(ctx, session):
-        code = ctx.runner.foreground(session.command, on_start=started)
+    with terminal.restored() as broken, _recorded(ctx, attachment) as started, _microphone(ctx, attachment):
+        code = ctx.runner.foreground(attachment.command, on_start=started)
         broken(code == SSH_FAILED)
-    instance = ctx.lima.read_instance_files(session.vm)
+    instance = ctx.lima.read_instance_files(attachment.vm)
     if instance is not None and code != SSH_FAILED:
-        claude_home_prepare.collect_login(ctx, Path(session.settings), instance)
+        claude_home_prepare.collect_login(ctx, Path(attachment.settings), instance)
     if code == NOT_FOUND:
         raise ClaudeNotInstalledError(
-            f"There is no `claude` in {session.vm}.",
+            f"There is no `claude` in {attachment.vm}.",
             resolution="`claude-sandbox update` installs it there; a rebuilt base VM brings it for new sandboxes.",
         )
     if code == SSH_FAILED:
         raise GuestConnectionError(
-            f"The connection to {session.vm} ended.",
+            f"The connection to {attachment.vm} ended.",
             resolution="`claude-sandbox status` shows whether it still runs; "
             "`claude-sandbox -- --continue` takes the conversation up again.",
         )
     return code
 
 
-def _recorded(ctx: Context, session: Session) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+def _recorded(
+    ctx: Context, attachment: Attachment
+) -> contextlib.AbstractContextManager[Callable[[int], None]]:
     return terminals_records.recorded(
-        ctx.runner, uuid=session.uuid, sandbox=session.vm, project=session.project, warn=ctx.progress.warn
+        ctx.runner,
+        uuid=attachment.uuid,
+        sandbox=attachment.vm,
+        project=attachment.project,
+        warn=ctx.progress.warn,
     )
 
 
-def _heard(ctx: Context, session: Session) -> contextlib.AbstractContextManager[None]:
+def _microphone(ctx: Context, attachment: Attachment) -> contextlib.AbstractContextManager[None]:
     """The grant for the microphone, for as long as the session runs."""
-    instance = ctx.lima.read_instance_files(session.vm) if session.voice is not None else None
-    if instance is None or session.voice is None:
+    if attachment.voice is None:
         return contextlib.nullcontext()
-    return voice_grants.granted(instance, uid=ctx.user.uid, command=session.voice, warn=ctx.progress.warn)
+    instance = Instance(attachment.vm, RUNNING, ctx.lima.home / attachment.vm)
+    return voice_grants.granted(instance, uid=ctx.user.uid, command=attachment.voice, warn=ctx.progress.warn)

@@ -1,10 +1,10 @@
-"""A warm `shell`: when nothing has changed since the last one, become ssh at once.
+"""The fast path of `shell`: when nothing has changed since the last one, become ssh at once.
 
-The whole way takes 80 ms of Python, most of it imports. At its end it leaves a note in the runtime
-directory: what it looked at, and the session that came of it. The next shell in the same project and
-the same environment compares, and goes the whole way (whose truth is Lima's) at any difference, any
-doubt. A note holds no secret: it says from which variable or file a value comes. Hence also the only
-exec outside system/run.py, marshal instead of JSON, and no import here that costs a millisecond.
+The normal path takes 150 ms more of Python, most of it imports. At its end it leaves a note in the runtime directory:
+what it looked at, and the ssh command that came of it. The next shell in the same project and the same environment
+compares, and takes the normal path (where Lima is asked) if anything differs. A note holds no secret: it says
+from which variable or file a value comes. Hence also the only exec outside system/run.py, marshal instead of
+JSON, and no import here that costs a millisecond.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     Note = dict[str, Any]
 
 SCHEMA = 1
-# Variables that differ from one terminal, or one command, to the next and that nothing here reads.
-_PASSING = frozenset({"_", "SHLVL", "PWD", "OLDPWD", "COLUMNS", "LINES", "WINDOWID", "TMUX_PANE", "RANDOM"})
-_MOST_FILES = 2000  # more take as long to look at as the whole way
-_MOST_NOTES = 50
-_GRAIN_NS = 50_000_000  # file times are this coarse at worst: what changed as we looked is not trusted
+# Variables that differ from one terminal, or one command, to the next and that nothing here uses.
+_IGNORED = frozenset({"_", "SHLVL", "PWD", "OLDPWD", "COLUMNS", "LINES", "WINDOWID", "TMUX_PANE", "RANDOM"})
+_MAX_FILES = 2000  # more take as long to look at as the normal path
+_MAX_NOTES = 50
+_TIME_STEP_NS = 50_000_000  # file times are this coarse at worst: a file that has just changed is not trusted
 
 
-def become_shell(argv: Sequence[str]) -> None:
-    """Become ssh for `shell [-d DIR] [-- CMD…]`, or return for the whole way to be gone."""
-    asked = _asked(argv)
+def exec_if_unchanged(argv: Sequence[str]) -> None:
+    """Become ssh for `shell [-d DIR] [-- CMD…]`; returns where the normal path has to be taken."""
+    asked = _parse(argv)
     if asked is None or os.environ.get("CLAUDE_SANDBOX_DEBUG"):
         return
     directory, arguments = asked
@@ -52,7 +52,7 @@ def become_shell(argv: Sequence[str]) -> None:
         return
 
 
-def _asked(argv: Sequence[str]) -> tuple[str, Sequence[str]] | None:
+def _parse(argv: Sequence[str]) -> tuple[str, Sequence[str]] | None:
     """The directory and the command of the plain forms; None for any other option."""
     words = list(argv)
     arguments: Sequence[str] = ()
@@ -66,9 +66,9 @@ def _asked(argv: Sequence[str]) -> tuple[str, Sequence[str]] | None:
     return None
 
 
-def _environment(plan: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _environment(origins: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """The session's variables (secret) from where the note says that they come from."""
-    return {name: _value(kind, text) for name, (kind, text) in plan.items()}
+    return {name: _value(kind, text) for name, (kind, text) in origins.items()}
 
 
 def _value(kind: str, text: str) -> str:
@@ -82,18 +82,18 @@ def _value(kind: str, text: str) -> str:
     return text
 
 
-# -- has anything changed? -----------------------------------------------------------------------
+# -- has anything changed? -------------------------------------------------------------------------
 
 
 def _unchanged(note: Note, project: str) -> bool:
-    """Whether all is as the note has it, the VM and our connection to it live, and nobody works on it."""
+    """Whether all is as the note says, the VM and our connection to it live, and nobody holds the project's lock."""
     return (
         note["schema"] == SCHEMA
         and note["project"] == _identity(project)
-        and all(seen(path) == was for path, was in note["watch"].items())
-        and all(_lives(pid) for pid in note["pids"])
-        and _free(note["lock"])
-        and _listens(note["control"])
+        and all(_state(path) == was for path, was in note["watch"].items())
+        and all(_is_alive(pid) for pid in note["pids"])
+        and _is_unlocked(note["lock"])
+        and _accepts(note["control"])
     )
 
 
@@ -103,8 +103,8 @@ def _identity(project: str) -> list[Any]:
     return [project, info.st_dev, info.st_ino, info.st_uid]
 
 
-def seen(path: str) -> list[Any] | None:
-    """What tells one state of a file or directory from another; None when it is not there."""
+def _state(path: str) -> list[Any] | None:
+    """What differs when a file or directory has changed; None when it is not there."""
     try:
         info = os.lstat(path)
         link = ""
@@ -115,7 +115,7 @@ def seen(path: str) -> list[Any] | None:
     return [info.st_dev, info.st_ino, info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, link]
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -125,8 +125,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _free(lock: str) -> bool:
-    """Whether nobody holds the project's lock, to stop or delete its VM, say."""
+def _is_unlocked(lock: str) -> bool:
+    """Whether nobody holds the project's lock (to stop or delete its VM, say)."""
     fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -137,7 +137,7 @@ def _free(lock: str) -> bool:
     return True
 
 
-def _listens(control: str) -> bool:
+def _accepts(control: str) -> bool:
     import _socket  # what `socket` is made of; that takes 3 ms to import
 
     client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -153,8 +153,8 @@ def _listens(control: str) -> bool:
 
 
 def _note_path(project: str) -> str:
-    """One note per project and environment: two terminals that differ do not take turns."""
-    parts = [project, *(f"{k}={v}" for k, v in sorted(os.environ.items()) if k not in _PASSING)]
+    """One note per project and environment: two different terminals do not overwrite each other's."""
+    parts = [project, *(f"{k}={v}" for k, v in sorted(os.environ.items()) if k not in _IGNORED)]
     return f"{runtime_dir.path()}/warm/{runtime_dir.digest(chr(0).join(parts), 16)}"
 
 
@@ -184,15 +184,15 @@ def save(
 
     from _claude_sandbox.system.files import write_atomic
 
-    looked = {path: seen(path) for path in watch}
-    if len(looked) > _MOST_FILES:
+    looked = {path: _state(path) for path in watch}
+    if len(looked) > _MAX_FILES:
         return
-    if any(was and max(was[4], was[5]) > began - _GRAIN_NS for was in looked.values()):
+    if any(was and max(was[4], was[5]) > began - _TIME_STEP_NS for was in looked.values()):
         return
     file = Path(_note_path(project))
     file.parent.mkdir(mode=0o700, exist_ok=True)
     notes = list(file.parent.iterdir())
-    if len(notes) >= _MOST_NOTES:
+    if len(notes) >= _MAX_NOTES:
         for old in notes:
             old.unlink(missing_ok=True)
     identity = _identity(project)

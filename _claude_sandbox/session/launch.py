@@ -1,4 +1,4 @@
-"""Running Claude, or a shell, in a VM that is up; and the note that makes the next shell quicker."""
+"""Running Claude, or a shell, in a running VM; and the note that makes the next shell quicker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.session import fast_shell
-from _claude_sandbox.session.attach import Session, attach, forget_old_sessions, run_in_new_tmux, run_session
+from _claude_sandbox.session.attach import (
+    Attachment,
+    attach,
+    forget_old_sessions,
+    run_attached,
+    run_in_new_tmux,
+)
 from _claude_sandbox.system import paths, program, terminal
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals.tmux import Tmux
@@ -48,12 +54,14 @@ def run_claude(
     command = ctx.guest(instance).command(line, inputs.env, tty=tty)
     uuid = inputs.env["CLAUDE_SANDBOX_UUID"]
     microphone = config.voice_command if config.voice else None
-    session = Session(command, instance.name, str(config.settings), uuid, str(config.project), microphone)
+    attachment = Attachment(
+        command, instance.name, str(config.settings), uuid, str(config.project), microphone
+    )
     if tty and not tmux.inside() and tmux.usable() and terminal.own_tty():
-        return run_in_new_tmux(ctx, tmux, session)
+        return run_in_new_tmux(ctx, tmux, attachment)
     if tty and tmux.inside():
         tmux.rename_current(instance.name)
-    return run_session(ctx, session)
+    return run_attached(ctx, attachment)
 
 
 def _live(ctx: Context, tmux: Tmux, instance: Instance) -> str | None:

@@ -32,14 +32,14 @@ def shell(call: Invocation) -> int:
 
 def run_prepared(call: Invocation) -> int:
     """Inside our tmux session: run, and leave the exit code where whoever is attached looks for it."""
-    from _claude_sandbox.session.attach import Session, code_path, run_session
+    from _claude_sandbox.session.attach import Attachment, code_path, run_attached
     from _claude_sandbox.system.files import write_atomic
 
     file = Path(call.options.file)
-    session = Session.load(file)
+    attachment = Attachment.load(file)
     code = 1
     try:
-        code = run_session(call.ctx, session)
+        code = run_attached(call.ctx, attachment)
     except ClaudeSandboxError as error:
         code = error.exit_code
         raise
