@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from _claude_sandbox import __version__
 from _claude_sandbox.errors import (
@@ -27,10 +26,11 @@ from _claude_sandbox.errors import (
     UsageError,
 )
 
+TYPE_CHECKING = False  # importing `typing` takes 8 ms
 if TYPE_CHECKING:
     from _claude_sandbox.hooks.attention import Session
     from _claude_sandbox.hooks.event import Event
-    from _claude_sandbox.sandbox.lifecycle import Sandbox
+    from _claude_sandbox.sandbox.summary import Sandbox
 
 __all__ = [
     "Cancelled",
@@ -60,7 +60,7 @@ if "__path__" not in globals():  # in a checkout: where the submodules are
     __path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "front_door")]
 
 # Imported when they are asked for: the command line pays for none of them.
-_LATE = {"Event": "hooks.event", "Sandbox": "sandbox.lifecycle", "Session": "hooks.attention"}
+_LATE = {"Event": "hooks.event", "Sandbox": "sandbox.summary", "Session": "hooks.attention"}
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists
 

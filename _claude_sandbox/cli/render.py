@@ -16,7 +16,7 @@ from _claude_sandbox.system import text as system_text
 from _claude_sandbox.system.units import format_size
 
 if TYPE_CHECKING:
-    from _claude_sandbox.sandbox.lifecycle import Info, Sandbox
+    from _claude_sandbox.sandbox.summary import Info, Sandbox
 
 
 printable = system_text.printable  # what the verbs print names and paths with

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -45,7 +44,7 @@ class Wishes:
         looked = [each for each in found if isinstance(each, Looked)]
         if key == "template" and looked:
             self.template_text = self._template(looked[0], source)
-            content = hashlib.sha256(self.template_text.encode()).hexdigest()
+            content = _sha256(self.template_text)
             targets = [str(looked[0].real), f"sha256:{content}"]
         else:
             for each in looked:
@@ -75,10 +74,16 @@ class Wishes:
         """Raise ApprovalNeeded unless the user has approved just this."""
         if not self._wants:
             return
-        content = hashlib.sha256(self.text.encode()).hexdigest()
-        digest = hashlib.sha256(json.dumps([content, self._targets]).encode()).hexdigest()
+        content = _sha256(self.text)
+        digest = _sha256(json.dumps([content, self._targets]))
         if not _approved(self.project, digest):
             raise ApprovalNeeded(self.file, self._wants, digest)
+
+
+def _sha256(text: str) -> str:
+    import hashlib  # 3 ms
+
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _approvals() -> Path:

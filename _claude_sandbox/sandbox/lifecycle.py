@@ -18,12 +18,12 @@ from _claude_sandbox.errors import (
     Cancelled,
     ClaudeSandboxError,
     SandboxExistsError,
-    SandboxNotFoundError,
 )
 from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
 from _claude_sandbox.sandbox import working
+from _claude_sandbox.sandbox.summary import MISSING, Sandbox, existing, not_found
 from _claude_sandbox.system.files import lock
 from _claude_sandbox.vm import checks as vm_checks
 from _claude_sandbox.vm import cleanup, reconfigure
@@ -38,69 +38,11 @@ from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.early import EarlySetup
 from _claude_sandbox.vm.locks import project_lock_path
-from _claude_sandbox.vm.mark import mark_of, project_of
+from _claude_sandbox.vm.mark import project_of
 from _claude_sandbox.vm.target import Target
 
 if TYPE_CHECKING:
     from _claude_sandbox.claude_home.prepare import SessionInputs
-    from _claude_sandbox.hooks.attention import Session
-    from _claude_sandbox.hooks.event import Event
-
-MISSING = "missing"  # beside Lima's own status words (docs/vocabulary.md)
-
-
-@dataclass(frozen=True)
-class Sandbox:
-    """One project's VM as the fronts show it. `memory` and `disk` in bytes."""
-
-    name: str
-    status: str
-    project: Path | None
-    project_exists: bool
-    cpus: int = 0
-    memory: int = 0
-    disk: int = 0
-    created: bool = False  # by this call
-
-    @classmethod
-    def of(cls, instance: Instance, *, created: bool = False) -> Sandbox:
-        mark = mark_of(instance)
-        project = mark.project if mark else None
-        return cls(
-            instance.name, instance.status, project, bool(project and project.is_dir()),
-            instance.cpus, instance.memory, instance.disk, created,
-        )  # fmt: skip
-
-    @classmethod
-    def at(cls, project: Path | str = ".") -> Sandbox:
-        """The sandbox of a project directory, from its files alone. Raises SandboxNotFoundError."""
-        from _claude_sandbox.config import load as config_load
-        from _claude_sandbox.host import run_as
-        from _claude_sandbox.lima.limactl import Lima
-        from _claude_sandbox.system import paths
-        from _claude_sandbox.system.run import LocalRunner
-
-        directory = config_load.project_directory(str(project))
-        ctx = Context(Lima(LocalRunner(), paths.lima_home()), run_as.guest_user())
-        instance = vm_lookup.by_name(ctx, directory)
-        if instance is None:
-            raise _not_found(directory)
-        return cls.of(instance)
-
-    def events(self, *, follow: bool = True, since_ns: int = 0) -> Iterator[Event | Session]:
-        """What Claude Code tells from this sandbox: `Event` for each hook event, `Session` for each Claude session
-        as it is now and whenever its attention changes (docs/hooks.md).
-
-        With `since_ns` (ns since 1970) first the events of the log from then on. With `follow` it goes on
-        until you stop reading, and waits while the hooks server does not run; without, it ends with the log.
-        """
-        from _claude_sandbox.hooks import feed_client
-
-        found = feed_client.logged(since_ns=since_ns) if since_ns or not follow else []
-        yield from (event for event in found if event.sandbox == self.name)
-        if follow:
-            later = feed_client.follow(after=found[-1].seq if found else None)
-            yield from (item for item in later if item.sandbox == self.name)
 
 
 @contextlib.contextmanager
@@ -149,7 +91,7 @@ def ensure_existing(ctx: Context, config: Config) -> Ready:
     with project_lock(ctx, config.project):
         instance = _find_whole(ctx, config)
         if instance is None:
-            raise _not_found(config.project)
+            raise not_found(config.project)
         _before_start(ctx, instance)
         return _bring_up(ctx, config, instance)
 
@@ -285,11 +227,6 @@ def _early(ctx: Context) -> EarlySetup[SessionInputs]:
 # -- stop --------------------------------------------------------------------------------------
 
 
-def _existing(ctx: Context, project: Path) -> Instance | None:
-    instance = vm_lookup.find(ctx, project)
-    return ctx.lima.get(instance.name) if instance else None
-
-
 def _working_or_cancel(ctx: Context, instance: Instance) -> None:
     """Ask on a terminal before a VM in which Claude works is stopped (spec 1.11)."""
     if instance.status != RUNNING or not working.claude_working(ctx, instance):
@@ -301,7 +238,7 @@ def _working_or_cancel(ctx: Context, instance: Instance) -> None:
 def stop(ctx: Context, project: Path, *, force: bool = False) -> Sandbox:
     """Stop the project's VM; no VM or a stopped one is success."""
     with project_lock(ctx, project):
-        instance = _existing(ctx, project)
+        instance = existing(ctx, project)
         if instance is None:
             return Sandbox("", MISSING, project, True)
         if not force:
@@ -313,9 +250,9 @@ def stop(ctx: Context, project: Path, *, force: bool = False) -> Sandbox:
 def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
     """Stop and start, applying changed settings. Raises SandboxNotFoundError."""
     with project_lock(ctx, config.project):
-        instance = _existing(ctx, config.project)
+        instance = existing(ctx, config.project)
         if instance is None:
-            raise _not_found(config.project)
+            raise not_found(config.project)
         _before_start(ctx, instance)
         _check_before_stop(ctx, config, instance)
         if not force:
@@ -382,50 +319,3 @@ def stop_base(ctx: Context, base: Instance) -> None:
     """Stop a base VM before it is replaced; asks when Claude works in it. Raises Cancelled."""
     _working_or_cancel(ctx, base)
     vm_stop.stop(ctx, base)
-
-
-# -- questions -----------------------------------------------------------------------------------
-
-
-def base_name(ctx: Context, config: Config) -> str | None:
-    """The base VM of which a new sandbox would be cloned, if there is one."""
-    if config.template is not None:
-        return None
-    name = config.clone_from or vm_create.DEFAULT_BASE
-    return name if config.clone_from or (ctx.lima.home / name / "lima.yaml").exists() else None
-
-
-def _not_found(project: Path) -> SandboxNotFoundError:
-    return SandboxNotFoundError(
-        f"There is no sandbox for {project}.", resolution="`claude-sandbox create` makes one."
-    )
-
-
-def sandboxes(ctx: Context) -> list[Sandbox]:
-    """All sandboxes of ours, by name."""
-    return [Sandbox.of(instance) for instance in vm_lookup.at_a_glance(ctx)]
-
-
-@dataclass(frozen=True)
-class Info:
-    """Everything about one project's sandbox."""
-
-    sandbox: Sandbox
-    shares: tuple[vm_lima_yaml.Share, ...]
-    ports: tuple[str, ...]
-    directory: Path
-    ssh_config: Path
-    vm_type: str
-    lima_version: str
-
-
-def info(ctx: Context, project: Path) -> Info:
-    """Raises SandboxNotFoundError."""
-    instance = _existing(ctx, project)
-    if instance is None:
-        raise _not_found(project)
-    document = vm_document.read(instance)
-    return Info(
-        Sandbox.of(instance), vm_lima_yaml.shares_of(document), tuple(map(str, vm_lima_yaml.ports_of(document))),
-        instance.dir, instance.ssh_config, instance.vm_type, instance.lima_version,
-    )  # fmt: skip

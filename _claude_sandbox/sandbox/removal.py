@@ -11,7 +11,8 @@ from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Instance
-from _claude_sandbox.sandbox.lifecycle import MISSING, Outcome, Sandbox, project_lock
+from _claude_sandbox.sandbox.lifecycle import Outcome, project_lock
+from _claude_sandbox.sandbox.summary import MISSING, Sandbox
 from _claude_sandbox.vm import cleanup
 from _claude_sandbox.vm import lookup as vm_lookup
 from _claude_sandbox.vm import mark as vm_mark

@@ -7,7 +7,6 @@ RENAME_SWAP on macOS (APFS, since 10.12). `limactl rename` works file by file an
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import sys
@@ -35,6 +34,8 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def _call(one: Path, other: Path) -> None:
+    import ctypes  # 2 ms, which only an exchange has to pay
+
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     try:

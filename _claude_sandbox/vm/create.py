@@ -38,11 +38,9 @@ from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.locks import base_lock, names_lock
 from _claude_sandbox.vm.lookup import free_name
 from _claude_sandbox.vm.mark import kind_of, mark_of
-from _claude_sandbox.vm.origin import Origin
+from _claude_sandbox.vm.origin import DEFAULT_BASE, DEFAULT_TEMPLATE, Origin
 from _claude_sandbox.vm.target import Target
 
-DEFAULT_BASE = "tools-vm"
-DEFAULT_TEMPLATE = "template:default"
 SPARE = GIB  # bytes that must stay free on the disk after a clone
 
 

@@ -8,7 +8,6 @@ value, and the next run removes it. The file also names the limactl process that
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import time
@@ -21,6 +20,8 @@ from _claude_sandbox.system.jsonio import read_object
 
 
 def _tag(lima_home: Path, name: str) -> str:
+    import hashlib
+
     return f"{name}-{hashlib.sha256(os.fsencode(lima_home)).hexdigest()[:8]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -23,6 +22,8 @@ def vm_name(project: Path, longest: int, *, with_hash: bool = False) -> str:
     'claude-sandbox-my-app'
     """
     base = "root" if project == Path("/") else slug(project.name)
+    import hashlib  # 3 ms, which a list of VMs need not pay
+
     tail = "-" + hashlib.sha256(os.fsencode(project)).hexdigest()[:HASH_LENGTH] if with_hash else ""
     room = longest - len(PREFIX) - len(tail)
     return PREFIX + base[: max(room, 1)].rstrip("-") + tail

@@ -8,6 +8,8 @@ from pathlib import Path
 from _claude_sandbox.system.files import write_json
 from _claude_sandbox.system.jsonio import read_object
 
+DEFAULT_BASE = "tools-vm"
+DEFAULT_TEMPLATE = "template:default"
 FILE = "claude-sandbox.origin"  # in the instance directory
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from _claude_sandbox.cli import render
 from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.hooks import client as hooks_client
-from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
+from _claude_sandbox.sandbox import summary
+from _claude_sandbox.vm.origin import DEFAULT_TEMPLATE
 
 
 def status(call: Invocation) -> int:
-    from _claude_sandbox.vm import create as vm_create
     from _claude_sandbox.voice import grants as voice_grants
 
     config = call.lenient_config()
-    vms = sandbox_lifecycle.sandboxes(call.ctx)
+    vms = summary.sandboxes(call.ctx)
     value = {
-        "base_vm": sandbox_lifecycle.base_name(call.ctx, config),
-        "template": config.template or vm_create.DEFAULT_TEMPLATE,
+        "base_vm": summary.base_name(call.ctx, config),
+        "template": config.template or DEFAULT_TEMPLATE,
         "hooks_server": "Running" if hooks_client.running() else "Not running",
         "audio_server": voice_grants.status(),
         "vms": vms,
@@ -26,7 +26,7 @@ def status(call: Invocation) -> int:
 
 
 def list_sandboxes(call: Invocation) -> int:
-    found = sandbox_lifecycle.sandboxes(call.ctx)
+    found = summary.sandboxes(call.ctx)
     sessions = hooks_client.session_dicts({each.name: each.status for each in found})
     of = {each.name: [s for s in sessions if s["sandbox"] == each.name] for each in found}
     value = [{**render.data(each), "sessions": of[each.name]} for each in found]
@@ -34,5 +34,5 @@ def list_sandboxes(call: Invocation) -> int:
 
 
 def info(call: Invocation) -> int:
-    value = sandbox_lifecycle.info(call.ctx, call.project)
+    value = summary.info(call.ctx, call.project)
     return call.answer(value, render.info(value))

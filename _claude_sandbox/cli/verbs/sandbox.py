@@ -11,6 +11,7 @@ from _claude_sandbox.cli.verbs.host import context_after_setup, context_with_set
 from _claude_sandbox.errors import together
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.sandbox import removal as sandbox_removal
+from _claude_sandbox.sandbox import summary
 from _claude_sandbox.vm import lookup as vm_lookup
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def create(call: Invocation) -> int:
 
 def start(call: Invocation) -> int:
     instance = ensure(call).instance
-    return call.show(sandbox_lifecycle.Sandbox.of(instance), f"{instance.name} is running.")
+    return call.show(summary.Sandbox.of(instance), f"{instance.name} is running.")
 
 
 def stop(call: Invocation) -> int:
@@ -48,8 +49,8 @@ def stop(call: Invocation) -> int:
     return _show_end(call, done, "stopped")
 
 
-def _show_end(call: Invocation, done: sandbox_lifecycle.Sandbox, state: str) -> int:
-    missing = done.status == sandbox_lifecycle.MISSING
+def _show_end(call: Invocation, done: summary.Sandbox, state: str) -> int:
+    missing = done.status == summary.MISSING
     return call.show(done, "This project has no sandbox." if missing else f"{done.name} is {state}.")
 
 

@@ -14,6 +14,7 @@ from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.sandbox import removal as sandbox_removal
+from _claude_sandbox.sandbox import summary
 from _claude_sandbox.system import paths, runtime_dir
 from _claude_sandbox.system.units import format_size
 from _claude_sandbox.vm import mark as vm_mark
@@ -52,7 +53,7 @@ def uninstall(call: Invocation) -> int:
 
 
 def _shown(
-    sandboxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance], directories: Sequence[Path],
+    sandboxes: Sequence[summary.Sandbox], bases: Sequence[Instance], directories: Sequence[Path],
     disks: Sequence[disks_store.Golden], stays: Path,
 ) -> str:  # fmt: skip
     """What would be removed, and what stays."""
@@ -67,7 +68,7 @@ def _shown(
 
 
 def _remove_machines(
-    call: Invocation, sandboxes: Sequence[sandbox_lifecycle.Sandbox], bases: Sequence[Instance]
+    call: Invocation, sandboxes: Sequence[summary.Sandbox], bases: Sequence[Instance]
 ) -> None:
     """VMs and servers. What fails does not keep the rest; then our directories, which it needs, stay."""
     outcome = sandbox_removal.prune(call.ctx, list(sandboxes)) if sandboxes else sandbox_lifecycle.Outcome()
@@ -115,7 +116,7 @@ def _remove(directory: Path, kept: Sequence[disks_store.Golden]) -> None:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _machines(call: Invocation) -> tuple[list[sandbox_lifecycle.Sandbox], list[Instance]]:
+def _machines(call: Invocation) -> tuple[list[summary.Sandbox], list[Instance]]:
     """Our sandboxes and tools VMs; none when Lima is not there. Raises ClaudeSandboxError when it does not answer."""
     try:
         instances = call.ctx.lima.list()
@@ -128,7 +129,7 @@ def _machines(call: Invocation) -> tuple[list[sandbox_lifecycle.Sandbox], list[I
             resolution=error.resolution,
         ) from error
     bases = [i for i in instances if kind_of(i) == vm_mark.TOOLS]
-    return sandbox_lifecycle.sandboxes(call.ctx), bases
+    return summary.sandboxes(call.ctx), bases
 
 
 def _directories() -> list[Path]:

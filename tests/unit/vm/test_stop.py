@@ -15,7 +15,7 @@ from _claude_sandbox.errors import ClaudeSandboxError, LimaError, RefusedError
 from _claude_sandbox.lima import vm_processes
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.sandbox import removal as sandbox_removal
-from _claude_sandbox.sandbox.lifecycle import Sandbox
+from _claude_sandbox.sandbox.summary import Sandbox
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.journal import Journal
