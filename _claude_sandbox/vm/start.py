@@ -151,12 +151,14 @@ class _Start:
         """See that nothing of a hung boot is left. Raises StartError: something is, or it was the second one."""
         log = _log_of(self.name)
         LogFile(log, LOG_KEPT).write(console.last_words())  # the next start truncates the console's file
-        brief = f"{self.name} did not start: its kernel hung while it booted"
         if left := _force_stop(self.ctx, self.name):
-            raise StartError(f"{brief}.", details="\n".join([console.words, *left]))
+            raise StartError(
+                f"{self.name} did not start: its kernel hung while it booted.",
+                details="\n".join([console.words, *left]),
+            )
         if last_try:
             raise StartError(
-                f"{brief}, and so did a second boot.",
+                f"{self.name} did not start: its kernel hung while it booted, and so did a second boot.",
                 details=console.words,
                 resolution="Try again when this host is less busy; with `--cpus 1` an emulated boot has less to "
                 f"wait for. The end of each boot's console: {log}",
