@@ -130,7 +130,7 @@ def make_instances(home: Path, number: int) -> None:
             "disk": "20GiB",
         }
         document = vm_lima_yaml.build(
-            base, vm_lima_yaml.Meant(mark, lima_context.GuestUser("bench", 1000), (share,))
+            base, vm_lima_yaml.SandboxSpec(mark, lima_context.GuestUser("bench", 1000), (share,))
         )
         (home / name).mkdir()
         (home / name / "lima.yaml").write_text(yaml.safe_dump(document))

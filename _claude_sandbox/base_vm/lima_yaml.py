@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,14 @@ def image_address(document: Mapping[str, Any], arch: str) -> str | None:
     return next((str(i["location"]) for i in document["images"] if i.get("arch") == arch), None)
 
 
-def from_image(guest_image: packages_build.GuestImage, meant: vm_lima_yaml.Meant) -> Document:
+def from_image(guest_image: packages_build.GuestImage, spec: vm_lima_yaml.SandboxSpec) -> Document:
     """Everything is in the image; nothing is left to provision."""
-    return _complete(guest_image.document(), meant, {}, [])
+    return _complete(guest_image.document(), spec, {}, [])
 
 
-def from_cloud(document: Mapping[str, Any], tools: Sequence[Tool], meant: vm_lima_yaml.Meant) -> Document:
+def from_cloud(
+    document: Mapping[str, Any], tools: Sequence[Tool], spec: vm_lima_yaml.SandboxSpec
+) -> Document:
     """tools-vm.yaml with its scripts inside, and the tools that are wanted."""
     param = {name: str(value) for name, value in document["param"].items()}
     param["tools"] = " ".join(tool.name for tool in tools if tool.ubuntu)
@@ -66,7 +67,7 @@ def from_cloud(document: Mapping[str, Any], tools: Sequence[Tool], meant: vm_lim
         # `file:` is for people who start tools-vm.yaml by hand; in a wheel it would point nowhere.
         script = (top / "provision" / Path(entry["file"]).name).read_text(encoding="utf-8")
         scripts.append({"mode": entry["mode"], "script": script})
-    return _complete({"images": document["images"]}, meant, param, scripts)
+    return _complete({"images": document["images"]}, spec, param, scripts)
 
 
 def final(built: Mapping[str, Any], mark: str) -> Document:
@@ -76,12 +77,12 @@ def final(built: Mapping[str, Any], mark: str) -> Document:
 
 
 def _complete(
-    images: Document, meant: vm_lima_yaml.Meant, param: Mapping[str, str], scripts: list[Document]
+    images: Document, spec: vm_lima_yaml.SandboxSpec, param: Mapping[str, str], scripts: list[Document]
 ) -> Document:
-    document = vm_lima_yaml.build({**images, "param": dict(param)}, meant, [_mark_script(), *scripts])
+    document = vm_lima_yaml.build({**images, "param": dict(param)}, spec, [_mark_script(), *scripts])
     document["minimumLimaVersion"] = "2.1.2"
-    document["vmType"] = "vz" if meant.macos else "qemu"
-    if meant.macos and platform.machine() == "arm64":
+    document["vmType"] = "vz" if spec.macos else "qemu"
+    if spec.macos and platform.machine() == "arm64":
         document["vmOpts"] = {"vz": {"rosetta": {"enabled": True, "binfmt": True}}}
     return document
 
@@ -89,7 +90,3 @@ def _complete(
 def _mark_script() -> Document:
     script = package_file("guest", "provision", "mark.sh")
     return {"mode": "system", "script": script.read_text(encoding="utf-8")}
-
-
-def on_macos() -> bool:
-    return sys.platform == "darwin"

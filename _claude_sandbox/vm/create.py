@@ -85,7 +85,7 @@ def create(
         mark = vm_mark.mark_for(name, config.project)
         journal = Journal(ctx.lima.home, name)
         ctx.effects.silently(lambda: journal.begin(config.project), None)
-    meant = lima_yaml.Meant(
+    spec = lima_yaml.SandboxSpec(
         mark=mark,
         user=ctx.user,
         shares=shares,
@@ -99,9 +99,9 @@ def create(
     )
     try:
         if base is None:
-            document = _from_template(ctx, config, meant, journal)
+            document = _from_template(ctx, config, spec, journal)
         else:
-            document = _clone(ctx, base, meant, journal, full=config.full_clone)
+            document = _clone(ctx, base, spec, journal, full=config.full_clone)
         source = base.name if base else config.template or DEFAULT_TEMPLATE
         begun = early or EarlySetup(ctx)
         kind = f"first start from {source}"
@@ -147,13 +147,13 @@ def _as_create_error(error: BaseException, name: str, left: str) -> BaseExceptio
 
 
 def _clone(
-    ctx: Context, base: Instance, meant: lima_yaml.Meant, journal: Journal, *, full: bool
+    ctx: Context, base: Instance, spec: lima_yaml.SandboxSpec, journal: Journal, *, full: bool
 ) -> lima_yaml.Document:
-    name = meant.mark.name
+    name = spec.mark.name
     with ctx.effects.hold(base_lock(base.name, ctx.progress.note)):
         source = vm_document.read(base)
-        document = lima_yaml.build(_cleaned(ctx, source, base), meant)
-        _check_disk_size(source, meant.disk, base.name)
+        document = lima_yaml.build(_cleaned(ctx, source, base), spec)
+        _check_disk_size(source, spec.disk, base.name)
         disks_store.check(ctx.lima.home, base.dir, ctx.progress.note)
         running = ctx.lima.get(base.name)
         was_running = running is not None and running.status == RUNNING
@@ -207,15 +207,15 @@ def _cleaned(ctx: Context, source: lima_yaml.Document, base: Instance) -> lima_y
 
 
 def _from_template(
-    ctx: Context, config: Config, meant: lima_yaml.Meant, journal: Journal
+    ctx: Context, config: Config, spec: lima_yaml.SandboxSpec, journal: Journal
 ) -> lima_yaml.Document:
     locator = config.template or DEFAULT_TEMPLATE
-    file = paths.runtime_dir() / f"{meant.mark.name}.yaml"
-    document = lima_yaml.build(_template(ctx, config, locator, file), meant)
+    file = paths.runtime_dir() / f"{spec.mark.name}.yaml"
+    document = lima_yaml.build(_template(ctx, config, locator, file), spec)
     ctx.write(file, vm_document.dump(document))
     try:
-        with estimates.stage(ctx, f"Creating {meant.mark.name} from {locator}", f"create {locator}"):
-            ctx.lima.create(meant.mark.name, file, on_start=journal.note_child)
+        with estimates.stage(ctx, f"Creating {spec.mark.name} from {locator}", f"create {locator}"):
+            ctx.lima.create(spec.mark.name, file, on_start=journal.note_child)
     finally:
         file.unlink(missing_ok=True)
     return document

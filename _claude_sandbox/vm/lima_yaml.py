@@ -40,7 +40,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Meant:
+class SandboxSpec:
     """What a sandbox's VM shall be. Sizes in bytes; None leaves the base's."""
 
     mark: vm_mark.Mark
@@ -55,7 +55,7 @@ class Meant:
     macos: bool = False
 
 
-def build(base: Mapping[str, Any], meant: Meant, provision: Sequence[Document] = ()) -> Document:
+def build(base: Mapping[str, Any], spec: SandboxSpec, provision: Sequence[Document] = ()) -> Document:
     """The whole document. `provision` are scripts of ours, after the base's own.
 
     What of the base could reach the host is left out; vm.template_keys.allowed names it for the caller.
@@ -66,22 +66,22 @@ def build(base: Mapping[str, Any], meant: Meant, provision: Sequence[Document] =
         raise RefusedError(
             "The base VM is a plain one: it has no mounts.", resolution="Set `plain: false` in it."
         )
-    document["mountType"] = _mount_type(document, meant.macos)
-    document["mounts"] = mounts(meant.shares)
-    document["param"] = {**_used_param(document), vm_mark.MARK_PARAM: meant.mark.encode()}
-    document["portForwards"] = forwards(meant.ports)
+    document["mountType"] = _mount_type(document, spec.macos)
+    document["mounts"] = mounts(spec.shares)
+    document["param"] = {**_used_param(document), vm_mark.MARK_PARAM: spec.mark.encode()}
+    document["portForwards"] = forwards(spec.ports)
     document["ssh"] = {"forwardAgent": False, "forwardX11": False, "loadDotSSHPubKeys": False}
-    document["user"] = {"name": meant.user.name, "uid": meant.user.uid, "home": meant.user.home}
-    document["propagateProxyEnv"] = meant.proxy
-    if meant.ca_files:
-        document["caCerts"] = {"files": list(meant.ca_files)}
+    document["user"] = {"name": spec.user.name, "uid": spec.user.uid, "home": spec.user.home}
+    document["propagateProxyEnv"] = spec.proxy
+    if spec.ca_files:
+        document["caCerts"] = {"files": list(spec.ca_files)}
     document.setdefault("containerd", {"system": False, "user": False})
-    document["provision"] = [*_scripts(document, meant), *provision]
-    for key, size in (("memory", meant.memory), ("disk", meant.disk)):
+    document["provision"] = [*_scripts(document, spec), *provision]
+    for key, size in (("memory", spec.memory), ("disk", spec.disk)):
         if size is not None:
             document[key] = format_size(size)
-    if meant.cpus is not None:
-        document["cpus"] = meant.cpus
+    if spec.cpus is not None:
+        document["cpus"] = spec.cpus
     return document
 
 
@@ -142,12 +142,12 @@ def _plain(text: str) -> str:
     return text.removeprefix(_USE_MARK).replace('{{"{{"}}', "{{")
 
 
-def _scripts(document: Mapping[str, Any], meant: Meant) -> list[Document]:
+def _scripts(document: Mapping[str, Any], spec: SandboxSpec) -> list[Document]:
     """The base's scripts. With mounts, which use the mark, not the one that uses it in the tools VM:
     Lima's boot.sh would run for it alone, at each boot."""
     mark = f"PARAM_{vm_mark.MARK_PARAM}"
     scripts = document.get("provision") or []
-    return [s for s in scripts if not (meant.shares and mark in str(s.get("script", "")))]
+    return [s for s in scripts if not (spec.shares and mark in str(s.get("script", "")))]
 
 
 def _used_param(document: Mapping[str, Any]) -> Document:
@@ -172,37 +172,35 @@ def ports_of(document: Mapping[str, Any]) -> tuple[Port, ...]:
     )
 
 
-def differences(effective: Mapping[str, Any], meant: Mapping[str, Any]) -> list[str]:
+def differences(effective: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """What of Lima's effective config reaches the host and is not in our document, in plain words.
 
     Lima merges `_config/default.yaml` and `override.yaml` into every VM, and a user may have edited
     the VM's own file.
     """
-    wanted = set(shares_of(meant))
+    known_shares = set(shares_of(own))
     found = [
         f"mount of {share.location} at {share.point}{' (writable)' if share.writable else ''}"
         for share in shares_of(effective)
-        if share not in wanted
+        if share not in known_shares
     ]
-    known = [_rule(rule) for rule in meant.get("portForwards") or []]
+    known = [_rule(rule) for rule in own.get("portForwards") or []]
     rules = [_rule(rule) for rule in effective.get("portForwards") or []]
     found += [f"port forward {rule}" for rule in rules if rule not in known]
     if _rule(IGNORE_ALL) not in rules:
         found.append("every port of the guest is forwarded")
     ssh = effective.get("ssh") or {}
     found += [f"ssh.{key}" for key in ("forwardAgent", "forwardX11", "forwardX11Trusted") if ssh.get(key)]
-    if effective.get("propagateProxyEnv") and not meant.get("propagateProxyEnv"):
+    if effective.get("propagateProxyEnv") and not own.get("propagateProxyEnv"):
         found.append("propagateProxyEnv")
     if effective.get("copyToHost"):
         found.append("copyToHost")
     # On Linux virtiofs leaves read-only to the guest, and reverse-sshfs reaches other directories.
-    if effective.get("mountType") and effective["mountType"] != meant.get(
-        "mountType", effective["mountType"]
-    ):
+    if effective.get("mountType") and effective["mountType"] != own.get("mountType", effective["mountType"]):
         found.append(f"mountType {effective['mountType']}")
     elif effective.get("mountType") == "reverse-sshfs":
         found.append("mountType reverse-sshfs")
-    return found + template_keys.reaching(effective, meant)
+    return found + template_keys.reaching(effective, own)
 
 
 def _rule(rule: Mapping[str, Any]) -> tuple[object, ...]:

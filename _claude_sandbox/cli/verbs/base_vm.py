@@ -11,7 +11,7 @@ from _claude_sandbox.cli.invocation import Invocation
 from _claude_sandbox.cli.verbs.host import context_after_setup
 from _claude_sandbox.errors import ClaudeSandboxError, UsageError
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
-from _claude_sandbox.system import paths, terminal
+from _claude_sandbox.system import terminal
 
 if TYPE_CHECKING:
     from _claude_sandbox.base_vm.rebuild import BuildReport
@@ -31,25 +31,15 @@ def builder(call: Invocation) -> sandbox_lifecycle.BuildTools | None:
 
 def _build(call: Invocation, name: str, only: Sequence[str], from_packages: bool | None) -> BuildReport:
     from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
-    from _claude_sandbox.system.units import GIB, MIB
+    from _claude_sandbox.system.units import GIB
     from _claude_sandbox.vm import create as vm_create
 
-    ctx = call.ctx
-    report = base_vm_rebuild.rebuild(
-        ctx.lima,
-        name=name,
-        only=only,
-        from_packages=from_packages,
-        user=ctx.user,
-        cpus=call.config.cpus or vm_create.default_cpus(),
-        memory_mib=(call.config.memory or vm_create.default_memory()) // MIB,
-        disk_gib=(call.config.disk or 100 * GIB) // GIB,
-        start_env=ctx.start_env(),
-        runtime=paths.runtime_dir(),
-        progress=ctx.progress,
-        proxy=call.config.proxy,
-        ca_files=vm_create.host_ca_files(call.config),
-    )
+    config = call.config
+    request = base_vm_rebuild.BuildRequest(
+        config.cpus or vm_create.default_cpus(), config.memory or vm_create.default_memory(), config.disk or 100 * GIB,
+        name, only, from_packages, config.proxy, vm_create.host_ca_files(config),
+    )  # fmt: skip
+    report = base_vm_rebuild.rebuild(call.ctx, request)
     if not report.ok:
         print(render.marks(report.tools), file=sys.stderr)
         raise ClaudeSandboxError(
@@ -81,33 +71,18 @@ def rebuild(call: Invocation) -> int:
     """Build the tools VM, or one of another name, beside the old one, which it replaces."""
     name, only = check_arguments(call)
     _ = call.config  # before the host's setup: a wrong value installs nothing
-    if call.options.dry_run:
-        plan = _plan(call, name)
-        if not call.options.json:
-            call.report("\n".join(plan))
-        return call.show({"name": name, "plan": plan}, "")
-    from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
+    from _claude_sandbox.base_vm import exchange as base_vm_exchange
 
-    context_after_setup(call).before_start()
-    base = base_vm_rebuild.check_ours(call.ctx.lima, name)
+    ctx = call.ctx if call.options.dry_run else context_after_setup(call)
+    base = base_vm_exchange.check_ours(ctx.lima, name)
     if base is not None and base.status == "Running":
-        sandbox_lifecycle.stop_base(call.ctx, base)
+        sandbox_lifecycle.stop_base(ctx, base)
     report = _build(call, name, only, True if call.options.from_packages else None)
+    if call.options.dry_run:
+        return call.show({"name": name, "plan": call.plan}, "")
     hint = "" if name == "tools-vm" else f" -c {name}"
     return call.show(
         report,
         f"{render.marks(report.tools)}\n{name} is built ({report.seconds:.0f} s). The log is {report.logfile}\n"
         f"Next: go to a project and run `claude-sandbox{hint}`.",
     )
-
-
-def _plan(call: Invocation, name: str) -> list[str]:
-    """What a rebuild would do, for --dry-run."""
-    lima, new = call.ctx.lima, f"{name}-new"
-    verbs = (("create", "--tty=false", f"--name={new}", "FILE"), ("start", "--tty=false", new), ("stop", new))
-    return [
-        f"(build or reuse the guest image in {paths.cache_dir() / 'images'}, or name Ubuntu's)",
-        *(str(lima.command(*verb)) for verb in verbs),
-        f"(try every tool before the stop, then exchange {lima.home / new} with {lima.home / name})",
-        str(lima.command("protect", "--tty=false", name)),
-    ]

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +20,19 @@ from typing import Any
 import fakedisk
 import pytest
 from box import ROOT, Box
-from recording import Told
+from recording import Told, told
 
 from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
+from _claude_sandbox.base_vm import exchange as base_vm_exchange
 from _claude_sandbox.base_vm import lima_yaml as base_vm_lima_yaml
 from _claude_sandbox.base_vm import rebuild as base_vm_rebuild
 from _claude_sandbox.errors import CreateError, UsageError
 from _claude_sandbox.lima import context as lima_context
+from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import Lima
 from _claude_sandbox.system import exchange as system_exchange
-from _claude_sandbox.system import paths
 from _claude_sandbox.system.run import LocalRunner, Result
+from _claude_sandbox.system.units import GIB
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm.mark import mark_of
@@ -41,13 +43,11 @@ NAME, TEMPORARY = "tools-vm", "tools-vm-new"
 DRIVER = """
 import os, sys
 from pathlib import Path
-from _claude_sandbox.base_vm import lima_yaml, rebuild
-from _claude_sandbox.system import paths
-from _claude_sandbox.lima import context as lima_context
+from _claude_sandbox.base_vm import exchange, lima_yaml, rebuild
+from _claude_sandbox.lima.context import Context, GuestUser
 from _claude_sandbox.base_vm.packages.build import GuestImage
 from _claude_sandbox.base_vm.packages.recipe import ARCHES
 from _claude_sandbox.lima.limactl import Lima
-from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import LocalRunner
 
 image = Path(os.environ["HOME"]) / "image"
@@ -56,13 +56,13 @@ for name in ("disk.qcow2", "kernel", "initrd"):
     (image / name).write_text(os.environ.get("IMAGE") or name)
 
 def document(build):
-    return lima_yaml.from_image(GuestImage(image, ARCHES["x86_64"]), build.meant)
+    return lima_yaml.from_image(GuestImage(image, ARCHES["x86_64"]), build.spec)
 
 rebuild._document = document
 step = os.environ.get("KILL_AT")
 if step:
     module, name = step.split(".")
-    module = getattr(rebuild, module) if module != "rebuild" else rebuild
+    module = {"rebuild": rebuild, "system_exchange": exchange.system_exchange}.get(module) or getattr(rebuild, module)
     real = getattr(module, name)
     def die(*args, **kwargs):
         if step == "system_exchange.exchange" and args[1].name == "disk":
@@ -71,11 +71,9 @@ if step:
             real(*args, **kwargs)
         os.kill(os.getpid(), 9)
     setattr(module, name, die)
-report = rebuild.rebuild(
-    Lima(LocalRunner(), Path(os.environ["LIMA_HOME"])), only=["claude"], from_packages=True,
-    user=lima_context.GuestUser("tester", 1000), cpus=2, memory_mib=2048, disk_gib=20, start_env={},
-    runtime=paths.runtime_dir(), progress=Progress(),
-)
+ctx = Context(Lima(LocalRunner(), Path(os.environ["LIMA_HOME"])), GuestUser("tester", 1000))
+request = rebuild.BuildRequest(2, 2 << 30, 20 << 30, only=["claude"], from_packages=True)
+report = rebuild.rebuild(ctx, request)
 sys.exit(0 if report.ok else 1)
 """
 
@@ -108,7 +106,7 @@ def assert_whole(box: Box) -> None:
     assert box.vms() == {NAME: "Stopped"}
     assert mark(box, NAME) == vm_mark.Mark(vm_mark.TOOLS, NAME)
     assert (box.lima_home / NAME / "protected").exists()
-    assert not (box.lima_home / NAME / base_vm_rebuild.SWAP_NOTE).exists()
+    assert not (box.lima_home / NAME / base_vm_exchange.NOTE).exists()
     assert not (box.lima_home / TEMPORARY).exists()
 
 
@@ -205,12 +203,12 @@ def test_a_clone_and_the_exchange_do_not_meet(box: Box) -> None:
     wait_for(lambda: box.calls(verb="clone"))
     box.mend()
     rebuild = subprocess.Popen(
-        [sys.executable, "-c", DRIVER.replace("report =", "rebuild._freeze = lambda build: None\nreport =")],
+        [sys.executable, "-c", DRIVER.replace("report =", "rebuild.linked_clone.freeze = lambda ctx, base: None\nreport =")],
         env={**box.env, "PYTHONPATH": str(ROOT)}, cwd=box.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     # Its last step before the exchange: from then on only the lock keeps it.
     wait_for(lambda: box.calls(verb="protect"))
-    note = box.lima_home / TEMPORARY / base_vm_rebuild.SWAP_NOTE
+    note = box.lima_home / TEMPORARY / base_vm_exchange.NOTE
     wait_for(note.exists)
     time.sleep(1.5)
     assert rebuild.poll() is None and inode(box) == before and note.exists()
@@ -298,9 +296,9 @@ def test_a_finished_tools_vm_under_the_temporary_name(box: Box) -> None:
 def test_a_hand_made_clone_under_the_temporary_name(box: Box) -> None:
     """It carries the mark of its source, and the note of a swap too: still it is not ours."""
     box.tools_vm()
-    base_vm_rebuild._put_note(box.lima_home / NAME)
+    base_vm_exchange.write_note(box.lima_home / NAME)
     box.limactl("clone", "--tty=false", NAME, TEMPORARY)
-    assert (box.lima_home / TEMPORARY / base_vm_rebuild.SWAP_NOTE).exists()
+    assert (box.lima_home / TEMPORARY / base_vm_exchange.NOTE).exists()
     assert "SandboxExistsError" in drive(box).stderr
     assert (box.lima_home / TEMPORARY).exists()
 
@@ -348,11 +346,12 @@ STEPS = [
     "rebuild._build_and_try",
     "linked_clone.freeze",
     "linked_clone._exchange",
-    "rebuild._replace",
-    "rebuild._put_note",
+    "rebuild._replace_old",
+    "exchange.put_in_place",
+    "exchange.write_note",
     "vm_document.write",
     "system_exchange.exchange",
-    "rebuild._drop",
+    "exchange.remove",
 ]
 
 
@@ -372,13 +371,11 @@ def test_killed_in_between(box: Box, step: str, when: str) -> None:
 # -- in this process ---------------------------------------------------------------------------------
 
 
-def rebuild(home: Path, **changes: object) -> base_vm_rebuild.BuildReport:
-    lima = Lima(LocalRunner(), home / ".lima")
-    arguments: dict[str, object] = {
-        "user": lima_context.GuestUser("me", 1000), "cpus": 1, "memory_mib": 1024, "disk_gib": 20, "start_env": {},
-        "runtime": paths.runtime_dir(), "progress": Told(), "from_packages": True, **changes,
-    }  # fmt: skip
-    return base_vm_rebuild.rebuild(lima, **arguments)  # type: ignore[arg-type]
+def rebuild(home: Path, name: str = NAME, only: Sequence[str] = ()) -> base_vm_rebuild.BuildReport:
+    ctx = Context(Lima(LocalRunner(), home / ".lima"), lima_context.GuestUser("me", 1000), Told())
+    return base_vm_rebuild.rebuild(
+        ctx, base_vm_rebuild.BuildRequest(1, GIB, 20 * GIB, name, only, from_packages=True)
+    )
 
 
 def test_names_and_tools_are_checked_first(home: Path) -> None:
@@ -389,19 +386,18 @@ def test_names_and_tools_are_checked_first(home: Path) -> None:
 
 
 @pytest.mark.spec("8.2")
-def test_the_mode_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = Told()
+def test_the_mode_is_found_out(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_vm_rebuild, "reachable", lambda _: False)
-    assert base_vm_rebuild._mode(None, progress) and "distribution's packages" in progress.notes[0]
+    assert base_vm_rebuild.build_from_packages(ctx, None) and "distribution's packages" in told(ctx).notes[0]
     monkeypatch.setattr(base_vm_rebuild, "reachable", lambda _: True)
-    assert not base_vm_rebuild._mode(None, progress) and base_vm_rebuild._mode(True, progress)
+    assert not base_vm_rebuild.build_from_packages(ctx, None)
+    assert base_vm_rebuild.build_from_packages(ctx, True)
 
 
-def test_without_packages_a_mac_cannot_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_packages_a_mac_cannot_go_on(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_vm_rebuild, "reachable", lambda _: False)
-    monkeypatch.setattr(base_vm_lima_yaml, "on_macos", lambda: True)
     with pytest.raises(CreateError, match="cannot be reached"):
-        base_vm_rebuild._mode(None, Told())
+        base_vm_rebuild.build_from_packages(replace(ctx, macos=True), None)
 
 
 def test_what_cannot_be_reached() -> None:
@@ -417,7 +413,7 @@ def test_a_report_is_ok_without_what_the_mode_cannot_have() -> None:
 
 # -- the documents -----------------------------------------------------------------------------------
 
-MEANT = vm_lima_yaml.Meant(
+MEANT = vm_lima_yaml.SandboxSpec(
     mark=vm_mark.Mark(vm_mark.TOOLS, TEMPORARY),
     user=lima_context.GuestUser("me", 501),
     shares=(),
@@ -459,8 +455,8 @@ def test_what_the_finished_one_keeps() -> None:
 
 
 def test_the_hosts_cas_and_proxy_are_for_the_downloads_of_the_build_only(home: Path) -> None:
-    meant = replace(MEANT, proxy=True, ca_files=("/etc/host.crt",))
-    built = base_vm_lima_yaml.from_cloud(base_vm_lima_yaml.load(), base_vm_catalogue.TOOLS, meant)
+    spec = replace(MEANT, proxy=True, ca_files=("/etc/host.crt",))
+    built = base_vm_lima_yaml.from_cloud(base_vm_lima_yaml.load(), base_vm_catalogue.TOOLS, spec)
     assert built["caCerts"] == {"files": ["/etc/host.crt"]} and built["propagateProxyEnv"] is True
     final = base_vm_lima_yaml.final(built, vm_mark.Mark(vm_mark.TOOLS, NAME).encode())
     assert "caCerts" not in final and final["propagateProxyEnv"] is False
@@ -484,11 +480,11 @@ def test_a_note_is_only_for_its_own_directory(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()
-    assert not base_vm_rebuild.put_aside(one)
-    base_vm_rebuild._put_note(one)
-    assert base_vm_rebuild.put_aside(one)
-    (other / base_vm_rebuild.SWAP_NOTE).write_bytes((one / base_vm_rebuild.SWAP_NOTE).read_bytes())
-    assert not base_vm_rebuild.put_aside(other)
+    assert not base_vm_exchange.has_note(one)
+    base_vm_exchange.write_note(one)
+    assert base_vm_exchange.has_note(one)
+    (other / base_vm_exchange.NOTE).write_bytes((one / base_vm_exchange.NOTE).read_bytes())
+    assert not base_vm_exchange.has_note(other)
     system_exchange.exchange(one, other)
-    assert base_vm_rebuild.put_aside(other) and not base_vm_rebuild.put_aside(one)
-    assert json.loads((other / base_vm_rebuild.SWAP_NOTE).read_text())["version"] == 1
+    assert base_vm_exchange.has_note(other) and not base_vm_exchange.has_note(one)
+    assert json.loads((other / base_vm_exchange.NOTE).read_text())["version"] == 1

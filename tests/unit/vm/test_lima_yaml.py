@@ -17,7 +17,7 @@ from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system.units import GIB
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
-from _claude_sandbox.vm.lima_yaml import IGNORE_ALL, Meant, Share
+from _claude_sandbox.vm.lima_yaml import IGNORE_ALL, SandboxSpec, Share
 
 MARK = vm_mark.Mark(vm_mark.SANDBOX, "claude-sandbox-app", Path("/home/me/app"), 1, 2)
 SHARES = (
@@ -29,8 +29,10 @@ paths = st.text(
 ).map(lambda t: Path("/p" + t.replace("/", "")))  # fmt: skip
 
 
-def meant(**changes: Any) -> Meant:
-    return Meant(**{"mark": MARK, "user": lima_context.GuestUser("me", 1000), "shares": SHARES, **changes})
+def meant(**changes: Any) -> SandboxSpec:
+    return SandboxSpec(
+        **{"mark": MARK, "user": lima_context.GuestUser("me", 1000), "shares": SHARES, **changes}
+    )
 
 
 def effective(document: dict[str, Any]) -> dict[str, Any]:

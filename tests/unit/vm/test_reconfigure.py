@@ -36,7 +36,7 @@ def config(project: Path, **changes: Any) -> Config:
 
 @pytest.fixture
 def document(ctx: Context, project: Path) -> dict[str, Any]:
-    meant = vm_lima_yaml.Meant(
+    spec = vm_lima_yaml.SandboxSpec(
         mark=vm_mark.mark_for(NAME, project),
         user=ctx.user,
         shares=vm_shares.shares_for(ctx, config(project)),
@@ -45,7 +45,7 @@ def document(ctx: Context, project: Path) -> dict[str, Any]:
         memory=4 * GIB,
         disk=20 * GIB,
     )
-    return vm_lima_yaml.build({}, meant)
+    return vm_lima_yaml.build({}, spec)
 
 
 def test_what_nobody_set_stays(ctx: Context, project: Path, document: dict[str, Any]) -> None:

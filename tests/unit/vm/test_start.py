@@ -53,15 +53,15 @@ def project(home: Path) -> Path:
 @pytest.fixture
 def document(project: Path) -> dict[str, Any]:
     mark = vm_mark.mark_for(NAME, project)
-    meant = vm_lima_yaml.Meant(
+    spec = vm_lima_yaml.SandboxSpec(
         mark=mark, user=lima_context.GuestUser("me", 1000), shares=(Share(project, project, True),)
     )
-    return vm_lima_yaml.build({}, meant)
+    return vm_lima_yaml.build({}, spec)
 
 
 @pytest.fixture
 def directory(ctx: Context, recorder: Recorder, document: dict[str, Any]) -> Path:
-    """The instance's; Lima would use just what we meant, and says Running when it is asked."""
+    """The instance's; Lima would use just what we spec, and says Running when it is asked."""
     place = put_instance(ctx, NAME, pid=os.getpid())
     recorder.on("limactl", "list", then=listed({"Name": NAME, "Status": "Running", "Dir": str(place)}))
     shown(recorder, document)
