@@ -39,7 +39,7 @@ def merge_claude_json(current: Mapping[str, Any], *, key_tail: str | None = None
 def with_first_run_keys(raw: bytes | None) -> bytes:
     """A settings.json with the keys that stop Claude from asking; unchanged if it has them.
 
-    One that is no JSON object is returned as it is: Claude tells the user about it.
+    One that is not a JSON object is returned as it is: Claude complains about it.
     """
     value = {} if raw is None else parse_object(raw)
     if raw is not None and (value is None or all(value.get(k) == v for k, v in SETTINGS_KEYS.items())):

@@ -1,8 +1,8 @@
 """The settings directory on the host: what is brought up from it, and warnings about it.
 
-Symlinks are resolved here, where they mean something: a link out of the directory is followed (the
-user's dotfiles), unless it leads to or through what a guest can write. Special files, link loops and names that cannot travel are left out with a warning;
-a directory that is too large is an error, because a half of it would be worse.
+Symlinks are resolved here, where they mean something: a link out of the directory is followed (the user's
+dotfiles), unless it leads to or through what a guest can write. Special files, link loops and names that cannot
+travel are left out with a warning; a directory that is too large is an error, because a half of it would be worse.
 """
 
 from __future__ import annotations
@@ -51,17 +51,6 @@ class HostTree:
         return {name: json_state(value) for name, value in self.mcp.items()}
 
 
-@dataclass
-class _Scan:
-    root: Path
-    warn: Warn
-    found: dict[str, tuple[Path, os.stat_result]] = field(default_factory=dict)
-    looked_at: list[str] = field(default_factory=list)
-    entries: int = 0
-    total: int = 0
-    guests: Callable[[], Collection[Path]] = tuple
-
-
 def scan(
     directory: Path,
     warn: Warn,
@@ -78,145 +67,155 @@ def scan(
             f"Settings directory not found: {directory}",
             resolution="Make it, or name another one with --settings.",
         )
-    walk = _Scan(directory, warn, guests=functools.cache(guests))
+    scanned = _Scan(directory, warn, functools.cache(guests))
     info = directory.stat()
-    _walk(walk, directory, "", frozenset({(info.st_dev, info.st_ino)}))
+    scanned.walk(directory, "", frozenset({(info.st_dev, info.st_ino)}))
     known = (jsonio.read_object(cache) if cache else None) or {}
-    remembered: dict[str, list[Any]] = {}
-    states: dict[str, FileState] = {}
-    for path, (source, info) in walk.found.items():
-        if path == SETTINGS:
-            state = _settings(source, warn)
-        else:
-            state = _hash(source, info, known, remembered, warn)
-        if state is not None:
-            states[path] = state
-    if cache and remembered != known:
-        system_files.write_json(cache, remembered)
-    sources = {path: walk.found[path][0] for path in states}
-    looked_at = (str(directory), str(directory / CLAUDE_JSON), *walk.looked_at)
-    planted = _is_planted(walk, directory / CLAUDE_JSON)
-    return HostTree(states, sources, {} if planted else _mcp_servers(directory, warn), looked_at)
+    states = scanned.states(known)
+    if cache and scanned.hashes != known:
+        system_files.write_json(cache, scanned.hashes)
+    sources = {path: scanned.found[path][0] for path in states}
+    servers = directory / CLAUDE_JSON
+    looked_at = (str(directory), str(servers), *scanned.looked_at)
+    return HostTree(
+        states, sources, {} if scanned.is_planted(servers) else scanned.servers(servers), looked_at
+    )
 
 
-def _is_planted(walk: _Scan, path: Path) -> bool:
-    """Whether a symlink leads to what a guest wrote, or through where it could; warns of it."""
-    if not path.is_symlink():
-        return False
-    try:
-        looked = look(path)
-    except ValueError:  # a loop: said when it is read
-        return False
-    roots = walk.guests()
-    root = next((r for r in roots if looked.real.is_relative_to(r)), None) or looked.passes(roots)
-    if root is not None:
-        walk.warn(
-            f"Left out of the settings: {path} (a link to {looked.real}, by way of {root}, which a sandbox can write)."
-        )
-    return root is not None
+@dataclass
+class _Scan:
+    """`hashes` of the files, by path, in the form of the cache."""
 
+    root: Path
+    warn: Warn
+    guests: Callable[[], Collection[Path]]
+    found: dict[str, tuple[Path, os.stat_result]] = field(default_factory=dict)
+    looked_at: list[str] = field(default_factory=list)
+    hashes: dict[str, list[Any]] = field(default_factory=dict)
+    entries: int = 0
+    total: int = 0
 
-def _walk(walk: _Scan, directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
-    for entry in _listed(walk, directory):
-        path = prefix + entry.name
-        if three_way.is_excluded(path):
-            continue
-        if not three_way.is_path(path):
-            walk.warn(f"Left out of the settings: {path!r} (a name that cannot travel).")
-            continue
-        walk.looked_at.append(entry.path)
-        if entry.is_symlink() and _is_planted(walk, Path(entry.path)):
-            continue
+    def leave_out(self, what: object, why: object) -> None:
+        reason = why.strerror if isinstance(why, OSError) else why
+        self.warn(f"Left out of the settings: {what} ({reason}).")
+
+    # -- which files ---------------------------------------------------------------------------------
+
+    def walk(self, directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> None:
+        """Find the files below `directory`; `above` identifies it and the directories over it."""
+        for entry in self._listed(directory):
+            path = prefix + entry.name
+            if three_way.is_excluded(path):
+                continue
+            if not three_way.is_path(path):
+                self.leave_out(repr(path), "a name that cannot travel")
+                continue
+            self.looked_at.append(entry.path)
+            if not self.is_planted(Path(entry.path)):
+                self._enter(entry, path, above)
+
+    def _enter(self, entry: os.DirEntry[str], path: str, above: frozenset[tuple[int, int]]) -> None:
         try:
             info = entry.stat()
         except OSError as error:  # a dangling link, or a link that points to itself
-            walk.warn(f"Left out of the settings: {path} ({error.strerror}).")
-            continue
-        _count(walk, path, info)
+            self.leave_out(path, error)
+            return
+        self._count(path, info)
         identity = (info.st_dev, info.st_ino)
         if stat.S_ISDIR(info.st_mode):
             if identity in above:
-                walk.warn(f"Left out of the settings: {path} (a link to a directory that contains it).")
+                self.leave_out(path, "a link to a directory that contains it")
             else:
-                _walk(walk, Path(entry.path), path + "/", above | {identity})
+                self.walk(Path(entry.path), path + "/", above | {identity})
         elif not stat.S_ISREG(info.st_mode):
-            walk.warn(f"Left out of the settings: {path} (no regular file).")
+            self.leave_out(path, "not a regular file")
         elif info.st_size > MAX_FILE:
-            walk.warn(f"Left out of the settings: {path} (larger than {MAX_FILE >> 20} MiB).")
+            self.leave_out(path, f"larger than {MAX_FILE >> 20} MiB")
         else:
-            walk.found[path] = (Path(entry.path), info)
+            self.found[path] = (Path(entry.path), info)
 
-
-def _listed(walk: _Scan, directory: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as listing:
-            return iter(sorted(listing, key=lambda entry: entry.name))
-    except OSError as error:
-        if directory == walk.root:
-            raise ClaudeSandboxError(
-                f"Cannot read the settings directory {directory}: {error.strerror}."
-            ) from error
-        walk.warn(f"Left out of the settings: {directory} ({error.strerror}).")
-        return iter(())
-
-
-def _count(walk: _Scan, path: str, info: os.stat_result) -> None:
-    walk.entries += 1
-    if stat.S_ISREG(info.st_mode) and info.st_size <= MAX_FILE:
-        walk.total += info.st_size
-    if walk.total > MAX_TOTAL or walk.entries > MAX_ENTRIES or len(walk.found) >= three_way.MAX_FILES:
-        raise ClaudeSandboxError(
-            f"The settings directory {walk.root} is too large to bring into a VM.",
-            details=f"More than {MAX_TOTAL >> 20} MiB, {three_way.MAX_FILES} files or {MAX_ENTRIES} entries; "
-            f"counted up to {path}.",
-            resolution="Move what Claude does not need out of it, or name another directory with --settings.",
-        )
-
-
-def _hash(
-    source: Path, info: os.stat_result, known: Mapping[str, Any], remembered: dict[str, Any], warn: Warn
-) -> FileState | None:
-    stamp = [info.st_size, info.st_mtime_ns, info.st_ino]
-    entry = known.get(str(source))
-    if isinstance(entry, list) and entry[:3] == stamp and len(entry) == 4:
-        sha256 = str(entry[3])
-    else:
+    def _listed(self, directory: Path) -> Iterator[os.DirEntry[str]]:
         try:
+            with os.scandir(directory) as listing:
+                return iter(sorted(listing, key=lambda entry: entry.name))
+        except OSError as error:
+            if directory == self.root:
+                raise ClaudeSandboxError(
+                    f"Cannot read the settings directory {directory}: {error.strerror}."
+                ) from error
+            self.leave_out(directory, error)
+            return iter(())
+
+    def _count(self, path: str, info: os.stat_result) -> None:
+        self.entries += 1
+        if stat.S_ISREG(info.st_mode) and info.st_size <= MAX_FILE:
+            self.total += info.st_size
+        if self.total > MAX_TOTAL or self.entries > MAX_ENTRIES or len(self.found) >= three_way.MAX_FILES:
+            raise ClaudeSandboxError(
+                f"The settings directory {self.root} is too large to bring into a VM.",
+                details=f"More than {MAX_TOTAL >> 20} MiB, {three_way.MAX_FILES} files or {MAX_ENTRIES} entries; "
+                f"counted up to {path}.",
+                resolution="Move what Claude does not need out of it, or name another directory with --settings.",
+            )
+
+    def is_planted(self, path: Path) -> bool:
+        """Whether it is a symlink to what a guest wrote, or through where it could; warns of it."""
+        if not path.is_symlink():
+            return False
+        try:
+            looked = look(path)
+        except ValueError:  # a loop: reported when it is read
+            return False
+        roots = self.guests()
+        root = next((r for r in roots if looked.real.is_relative_to(r)), None) or looked.passes(roots)
+        if root is not None:
+            self.leave_out(path, f"a link to {looked.real}, by way of {root}, which a sandbox can write")
+        return root is not None
+
+    # -- what is in them -----------------------------------------------------------------------------
+
+    def states(self, known: Mapping[str, Any]) -> dict[str, FileState]:
+        """Every file that can be read; `known` are hashes of an earlier run."""
+        states: dict[str, FileState] = {}
+        for path, (source, info) in self.found.items():
+            try:
+                state = self._settings(source) if path == SETTINGS else self._hash(source, info, known)
+            except OSError as error:
+                self.leave_out(source, error)
+                continue
+            if state is not None:
+                states[path] = state
+        return states
+
+    def _hash(self, source: Path, info: os.stat_result, known: Mapping[str, Any]) -> FileState:
+        stamp = [info.st_size, info.st_mtime_ns, info.st_ino]
+        entry = known.get(str(source))
+        if isinstance(entry, list) and entry[:3] == stamp and len(entry) == 4:
+            sha256 = str(entry[3])
+        else:
             with source.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.hashes[str(source)] = [*stamp, sha256]
+        return FileState(sha256, bool(info.st_mode & stat.S_IXUSR))
+
+    def _settings(self, source: Path) -> FileState | None:
+        raw = source.read_bytes()
+        if jsonio.parse_object(raw) is None:
+            self.warn(f"{source} is not a JSON object: Claude will complain about it.")
+        return settings_state(raw)
+
+    def servers(self, source: Path) -> dict[str, Any]:
+        """`mcpServers` of the directory's .claude.json: all that is taken from that file."""
+        try:
+            value = jsonio.parse_object(source.read_bytes())
+        except FileNotFoundError:
+            return {}
         except OSError as error:
-            warn(f"Left out of the settings: {source} ({error.strerror}).")
-            return None
-    remembered[str(source)] = [*stamp, sha256]
-    return FileState(sha256, bool(info.st_mode & stat.S_IXUSR))
-
-
-def _settings(source: Path, warn: Warn) -> FileState | None:
-    try:
-        raw = source.read_bytes()
-    except OSError as error:
-        warn(f"Left out of the settings: {source} ({error.strerror}).")
-        return None
-    if jsonio.parse_object(raw) is None:
-        warn(f"{source} is no JSON object: Claude will complain about it.")
-    return settings_state(raw)
-
-
-def _mcp_servers(directory: Path, warn: Warn) -> dict[str, Any]:
-    """`mcpServers` of the directory's .claude.json: all that is taken from that file."""
-    source = directory / CLAUDE_JSON
-    try:
-        raw = source.read_bytes()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        warn(f"Left out of the settings: {source} ({error.strerror}).")
-        return {}
-    value = jsonio.parse_object(raw)
-    if value is None:
-        warn(f"{source} is no JSON object: its MCP servers are left out.")
-        return {}
-    return mcp_servers(value)
+            self.leave_out(source, error)
+            return {}
+        if value is None:
+            self.warn(f"{source} is not a JSON object: its MCP servers are left out.")
+        return mcp_servers(value or {})
 
 
 def mcp_servers(claude_json: Mapping[str, Any]) -> dict[str, Any]:

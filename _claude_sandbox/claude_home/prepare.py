@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox.claude_home import first_run, host_tree, push
+from _claude_sandbox.claude_home.host_tree import HostTree
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.credentials import select as credentials_select
 from _claude_sandbox.credentials import share as credentials_share
 from _claude_sandbox.credentials import stores as credentials_stores
 from _claude_sandbox.credentials.exchange import Collected
+from _claude_sandbox.credentials.select import Login
 from _claude_sandbox.credentials.variables import Origin, Variable
 from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.hooks import client as hooks_client
@@ -33,7 +35,7 @@ from _claude_sandbox.vm.target import Target
 SERVER_TIMEOUT = 2.0  # seconds that a launch waits for the hooks server; its process has begun long before
 PREPARED = "claude-sandbox.prepared"  # in the instance directory: what this boot was given
 # Terminals that ncurses-base of Debian and Ubuntu knows; others become xterm-256color.
-_TERMS = [
+_TERMS = (
     "xterm",
     "xterm-256color",
     "screen",
@@ -43,7 +45,7 @@ _TERMS = [
     "linux",
     "vt100",
     "rxvt",
-]
+)
 _URLS = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _PROXIES = (*_URLS, "no_proxy", "NO_PROXY")
 
@@ -73,7 +75,7 @@ def guest_term(term: str) -> str:
 
 
 def time_zone(environ: Mapping[str, str]) -> str | None:
-    """The host's zone name, such as Europe/Berlin; None when it cannot be told."""
+    """The host's zone name, such as Europe/Berlin; None when it is not known."""
     if environ.get("TZ"):
         return environ["TZ"].removeprefix(":")
     with contextlib.suppress(OSError):
@@ -114,7 +116,7 @@ def bring_up_to_date(ctx: Context, target: Target, *, quick: bool = False) -> Se
     """
     config, instance = target.config, target.instance
     warnings: list[str] = []
-    unfit: list[str] = []  # what is wrong with the settings: told when they are brought up
+    unfit: list[str] = []  # what is wrong with the settings: shown when they are brought
 
     def warn(text: str) -> None:
         warnings.append(text)
@@ -124,59 +126,59 @@ def bring_up_to_date(ctx: Context, target: Target, *, quick: bool = False) -> Se
     directory = shares.settings_directory(ctx, config, writable)
     if warning := host_tree.users_own_warning(directory):
         warn(warning)
-    if config.hooks:
-        listening = _listen(target)
+    hooks_trouble = _listen(target) if config.hooks else list
     guest = ctx.guest(instance)
     guest.connect()
-    chosen = _login(ctx, directory, warn)
-    variables = {
-        **environment(config),
-        **_hooks_socket(target),
-        **credentials_select.launch_env(os.environ),
-        **chosen.environment(),
-    }
-    tree = host_tree.scan(
-        directory,
-        unfit.append,
-        push.hashes_file(directory, paths.state_dir()),
-        lambda: [config.project, *writable],
-    )
-    seen = _fingerprint(tree, chosen, instance, config.hooks)
-    if not (quick and seen is not None and _prepared(instance) == seen):
+    login = _login(ctx, directory, warn)
+    variables = _variables(target, login)
+    cache = push.hashes_file(directory, paths.state_dir())
+    tree = host_tree.scan(directory, unfit.append, cache, lambda: [config.project, *writable])
+    fingerprint = _fingerprint(tree, login, instance, config.hooks)
+    if not quick or fingerprint is None or _prepared(instance) != fingerprint:
         for text in unfit:
             warn(text)
-        _sync_login(ctx, chosen, _other_guests(ctx, instance))
-        try:
-            report = push.update_guest(
-                guest,
-                tree=tree,
-                login=chosen,
-                sandbox=instance.name,
-                state_dir=paths.state_dir(),
-                identity=first_run.git_identity(ctx.runner, paths.home()),
-                hooks=config.hooks,
-                warn=warn,
-            )
-        except GuestConnectionError:
-            raise
-        except ClaudeSandboxError as error:  # a full disk, say: only a session can free it
-            warn(_not_brought(instance, error))
-        else:
-            _tell(ctx, instance, report)
-            if seen is not None:
-                write_atomic(instance.dir / PREPARED, seen.encode())
-    if config.hooks:
-        for trouble in listening():
-            ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
+        if _push(ctx, target, guest, tree, login, warn) and fingerprint is not None:
+            write_atomic(instance.dir / PREPARED, fingerprint.encode())
+    for trouble in hooks_trouble():
+        ctx.progress.warn(trouble)  # of the host's alone: a quick shell need not repeat it
     credential = str(config.settings / credentials_stores.FILE)
     return SessionInputs(variables, (*tree.looked_at, credential), bool(warnings))
 
 
-def _hooks_socket(target: Target) -> dict[str, Variable]:
-    """The variable that names the guest's end of the connection to the hooks server."""
-    if not target.config.hooks:
-        return {}
-    return {"CLAUDE_HOOKS_SOCKET": Variable.of_text(hooks_registration.guest_socket(target.uid))}
+def _variables(target: Target, login: Login) -> dict[str, Variable]:
+    hooks = {"CLAUDE_HOOKS_SOCKET": Variable.of_text(hooks_registration.guest_socket(target.uid))}
+    return {
+        **environment(target.config),
+        **(hooks if target.config.hooks else {}),
+        **credentials_select.launch_env(os.environ),
+        **login.environment(),
+    }
+
+
+def _push(
+    ctx: Context, target: Target, guest: Guest, tree: HostTree, login: Login, warn: Callable[[str], None]
+) -> bool:
+    """Whether the guest took it."""
+    instance = target.instance
+    _sync_login(ctx, login, _other_guests(ctx, instance))
+    try:
+        report = push.update_guest(
+            guest,
+            tree=tree,
+            login=login,
+            sandbox=instance.name,
+            state_dir=paths.state_dir(),
+            identity=first_run.git_identity(ctx.runner, paths.home()),
+            hooks=target.config.hooks,
+            warn=warn,
+        )
+    except GuestConnectionError:
+        raise
+    except ClaudeSandboxError as error:  # a full disk, say: only a session can free it
+        warn(_not_brought(instance, error))
+        return False
+    _show(ctx, instance, report)
+    return True
 
 
 def _listen(target: Target) -> Callable[[], list[str]]:
@@ -191,7 +193,7 @@ def _listen(target: Target) -> Callable[[], list[str]]:
             hooks_client.register(target.instance, target.config.project, uid=target.uid)
             hooks_client.ensure()
         except (ClaudeSandboxError, OSError) as error:
-            trouble.append(f"The host will not hear when Claude needs you: {error}")
+            trouble.append(f"Notifications are off for this session: {error}")
 
     def listening() -> list[str]:
         thread.join(SERVER_TIMEOUT)
@@ -202,11 +204,11 @@ def _listen(target: Target) -> Callable[[], list[str]]:
     return listening
 
 
-def _tell(ctx: Context, instance: Instance, report: push.UpdateReport) -> None:
+def _show(ctx: Context, instance: Instance, report: push.UpdateReport) -> None:
     """What the user should know of a launch's changes."""
     if not report.hooks:
         ctx.progress.warn(
-            f"The host will not hear when Claude needs you: hooks need root in {instance.name}, and sudo failed there."
+            f"Notifications are off for this session: hooks need root in {instance.name}, and sudo failed there."
         )
     if report.collected:
         ctx.progress.note(_changed(report.collected))
@@ -234,9 +236,7 @@ def _not_brought(instance: Instance, error: ClaudeSandboxError) -> str:
     )
 
 
-def _login(
-    ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None = None
-) -> credentials_select.Login:
+def _login(ctx: Context, settings_dir: Path, warn: Callable[[str], None] | None = None) -> Login:
     return credentials_select.select(
         os.environ,
         settings_dir,
@@ -253,21 +253,19 @@ def collect_login(ctx: Context, settings_dir: Path, instance: Instance) -> None:
     _sync_login(ctx, _login(ctx, settings_dir), guests)
 
 
-def _sync_login(ctx: Context, chosen: credentials_select.Login, guests: Mapping[str, Guest]) -> None:
+def _sync_login(ctx: Context, login: Login, guests: Mapping[str, Guest]) -> None:
     """Collect a newer login from running sandboxes and hand it on. Trouble is a warning, never a stop."""
     try:
-        for taken in credentials_share.sync_running(guests, chosen, ctx.progress.warn):
+        for taken in credentials_share.sync_running(guests, login, ctx.progress.warn):
             ctx.progress.note(_changed(taken))
     except ClaudeSandboxError as error:
         ctx.progress.warn(f"The login was not taken over from running sandboxes: {error.brief}")
 
 
-def _fingerprint(
-    tree: host_tree.HostTree, chosen: credentials_select.Login, instance: Instance, hooks: bool
-) -> str | None:
-    """What the guest would be given, and to which boot of the VM; None when that cannot be told."""
+def _fingerprint(tree: HostTree, login: Login, instance: Instance, hooks: bool) -> str | None:
+    """What the guest would be given, and to which boot of the VM; None when that is not known."""
     boot_id = readiness.boot_id(instance)
-    parts = [boot_id, repr(sorted(tree.files.items())), repr(tree.mcp), chosen.hand_over()]
+    parts = [boot_id, repr(sorted(tree.files.items())), repr(tree.mcp), login.hand_over()]
     parts.append(repr(hooks_guest_setup.files()) if hooks else "")
     return hashlib.sha256(repr(parts).encode()).hexdigest() if boot_id else None
 

@@ -120,7 +120,7 @@ def write_inside(root: Path, path: str, content: bytes | None, executable: bool,
     No component below `root` is followed if it is a symlink: RefusedError.
     """
     if not three_way.is_path(path):
-        raise UsageError(f"{printable(path)} is no path in the settings directory.")
+        raise UsageError(f"{printable(path)} is not a path in the settings directory.")
     *parents, name = path.split("/")
     with _directory(root, parents) as directory:
         old = _read_at(directory, name, root / path)
@@ -203,7 +203,7 @@ def _pull_servers(settings_dir: Path, names: Sequence[str], servers: Mapping[str
         raw = None
     document = jsonio.parse_object(raw)
     if raw is not None and document is None:
-        raise ClaudeSandboxError(f"{settings_dir / CLAUDE_JSON} is no JSON object: repair it first.")
+        raise ClaudeSandboxError(f"{settings_dir / CLAUDE_JSON} is not a JSON object: repair it first.")
     old = (document or {}).get("mcpServers")
     mine = {
         name: value for name, value in (old if isinstance(old, dict) else {}).items() if name not in names
@@ -286,6 +286,6 @@ def _write_at(directory: int, name: str, content: bytes, mode: int) -> None:
 
 def _refused(path: Path) -> RefusedError:
     return RefusedError(
-        f"{path} cannot be replaced: it, or a directory above it, is a symlink or no regular file.",
+        f"{path} cannot be replaced: it, or a directory above it, is a symlink or not a regular file.",
         resolution="Look at `settings diff` and change the file that it points to yourself.",
     )

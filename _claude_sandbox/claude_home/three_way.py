@@ -1,8 +1,7 @@
 """What was last brought up to a guest, and the three-way comparison against it. Pure functions.
 
-The manifest stands in the guest as `~/.claude-sandbox/manifest.json` and is hostile data like
-everything there: what is malformed counts as absent, and then the host's file wins and the guest's
-copy is saved.
+The manifest is in the guest, `~/.claude-sandbox/manifest.json`, and hostile data like everything there: what is
+malformed counts as absent, and then the host's file wins and the guest's copy is saved.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Manifest:
 
     @classmethod
     def decode(cls, raw: bytes | None) -> Manifest:
-        """Empty for what is no manifest of this version; single bad entries are left out."""
+        """Empty for what is not a manifest of this version; single bad entries are left out."""
         value = parse_object(raw)
         if value is None or value.get("version") != VERSION:
             return cls()
@@ -84,7 +83,7 @@ class SyncPlan:
 
 def plan_sync(base: States, host: States, guest: States) -> SyncPlan:
     """Three-way (spec 5.2): changed on the host only: taken over; in the guest only: kept; both: the
-    host's wins and the guest's is saved. Equal on both sides is no change, whatever the base says."""
+    host's wins and the guest's is saved. Equal on both sides means unchanged, whatever the base says."""
     put: list[str] = []
     remove: list[str] = []
     save: list[str] = []

@@ -123,7 +123,7 @@ def test_a_server_that_cannot_be_started_does_not_stop_claude(made: Box) -> None
     blocked.write_text("no directory\n")
     ended = made.run(env=ON)
     assert ended.code == 0 and made.claude_runs(APP)
-    assert "The host will not hear when Claude needs you" in ended.err
+    assert "Notifications are off for this session" in ended.err
     blocked.unlink()
 
 
