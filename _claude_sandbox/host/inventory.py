@@ -70,7 +70,7 @@ def limactl_env() -> dict[str, str | None]:
 
 
 def find_limactl(runner: Runner) -> LimaBinary:
-    """The newest of ours and PATH's. Raises HostSetupError when there is none, or it is too old."""
+    """The newer of ours and PATH's. Raises HostSetupError when there is none, or it is too old."""
     found = _limactls(runner)
     if not found:
         raise HostSetupError("Lima is not installed.", resolution="Run `claude-sandbox setup`.")

@@ -1,4 +1,4 @@
-"""limactl and ssh: argv, parsing, and Lima's errors in plain words. One class per binary.
+"""limactl: argv, parsing, and Lima's errors in plain words.
 
 Nothing here knows what a sandbox is. What was learnt about Lima is in facts/lima.md; the habits:
 always `--tty=false`, always a time limit, `list` by our own template (its `--format json` breaks at
@@ -66,7 +66,7 @@ class Instance:
 
     @property
     def tag(self) -> str:
-        """A short name for this instance's sockets and files of ours: LIMA_HOME counts, not the name alone."""
+        """A short name for our sockets and files of this instance: LIMA_HOME counts, not the name alone."""
         return tag(self.dir)
 
 
@@ -96,9 +96,8 @@ class Lima:
     # -- questions -------------------------------------------------------------------------------
 
     def version(self) -> tuple[int, ...] | None:
-        """None when it does not tell (a Go build says "<unknown>"). Raises LimaError."""
-        result = self._ask("--version")
-        return parse_version(result.text)
+        """None when it does not know (a Go build says "<unknown>"). Raises LimaError."""
+        return parse_version(self._ask("--version").text)
 
     def list(self, *names: str) -> list[Instance]:
         """All instances, or those named that exist. Raises LimaError."""
@@ -109,16 +108,16 @@ class Lima:
         return [parse_instance(line) for line in result.text.splitlines() if line.strip()]
 
     def get(self, name: str) -> Instance | None:
-        """Asks Lima for one instance, without asking it when the directory is not there."""
-        if not (self.home / name).exists():
-            return None
-        found = self.list(name)
-        return found[0] if found else None
+        """One instance; Lima is not asked when its directory is not there."""
+        return next(iter(self.list(name)), None) if (self.home / name).exists() else None
 
     def config(self, name: str) -> dict[str, Any]:
         """The effective config: lima.yaml with Lima's defaults, default.yaml and override.yaml."""
         result = self._ask("list", "--format", "{{json .Config}}", name)
-        return self._object(result, "list")
+        value = parse_object(result.stdout)
+        if value is None:
+            raise LimaError("limactl list answered something unreadable.", details=result.text[:200])
+        return value
 
     def template(self, locator: str) -> dict[str, Any]:
         """A template (file or `template:` name) with its bases merged in, as a YAML document."""
@@ -140,7 +139,7 @@ class Lima:
             raise LimaError(f"Lima gave no readable template for {locator}.", details=str(error)) from error
         if not isinstance(document, dict):
             raise LimaError(
-                f"{locator} is no Lima template.", resolution="See `limactl create --list-templates`."
+                f"{locator} is not a Lima template.", resolution="See `limactl create --list-templates`."
             )
         return document
 
@@ -168,18 +167,11 @@ class Lima:
 
     def clone(self, base: str, name: str, *, on_start: Callable[[int], None] | None = None) -> None:
         """Copy a stopped instance. On failure the half-made copy is the caller's to remove."""
-        self._do("clone", "--tty=false", base, name, timeout=CLONE_TIMEOUT, on_start=on_start)
+        self._change("clone", base, name, timeout=CLONE_TIMEOUT, on_start=on_start)
 
     def create(self, name: str, document: Path, *, on_start: Callable[[int], None] | None = None) -> None:
         """Make an instance from a YAML file; Lima downloads or copies the image here."""
-        self._do(
-            "create",
-            "--tty=false",
-            f"--name={name}",
-            str(document),
-            timeout=CREATE_TIMEOUT,
-            on_start=on_start,
-        )
+        self._change("create", f"--name={name}", str(document), timeout=CREATE_TIMEOUT, on_start=on_start)
 
     def start(
         self,
@@ -198,8 +190,7 @@ class Lima:
         not yet the VM.
         """
         command = self.command("start", "--tty=false", f"--timeout={int(timeout)}s", name)
-        if env:
-            command = Command(command.argv, {**command.env, **env})
+        command = Command(command.argv, {**command.env, **(env or {})})
         return self.runner.stream(
             command,
             timeout=timeout + 60,
@@ -210,16 +201,16 @@ class Lima:
         )
 
     def stop(self, name: str, *, force: bool = False) -> None:
-        self._do("stop", "--tty=false", *(["--force"] if force else []), name, timeout=STOP_TIMEOUT)
+        self._change("stop", *(["--force"] if force else []), name, timeout=STOP_TIMEOUT)
 
     def delete(self, name: str, *, force: bool = True) -> None:
-        self._do("delete", "--tty=false", *(["--force"] if force else []), name, timeout=120)
+        self._change("delete", *(["--force"] if force else []), name, timeout=120)
 
     def protect(self, name: str) -> None:
-        self._do("protect", "--tty=false", name)
+        self._change("protect", name)
 
     def unprotect(self, name: str) -> None:
-        self._do("unprotect", "--tty=false", name)
+        self._change("unprotect", name)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -229,15 +220,14 @@ class Lima:
             raise self._failed(arguments[0], result)
         return result
 
-    def _do(
-        self,
-        *arguments: str,
-        timeout: float = QUESTION_TIMEOUT,
+    def _change(
+        self, verb: str, *arguments: str, timeout: float = QUESTION_TIMEOUT,
         on_start: Callable[[int], None] | None = None,
-    ) -> None:
-        result = self.runner.stream(self.command(*arguments), timeout=timeout, on_start=on_start)
+    ) -> None:  # fmt: skip
+        command = self.command(verb, "--tty=false", *arguments)
+        result = self.runner.stream(command, timeout=timeout, on_start=on_start)
         if not result.ok:
-            raise self._failed(arguments[0], result)
+            raise self._failed(verb, result)
 
     def _failed(self, verb: str, result: Result) -> LimaError:
         if result.returncode == TIMED_OUT:
@@ -247,12 +237,6 @@ class Lima:
                 resolution="Another limactl may hang (look with `ps`); `claude-sandbox doctor` checks this host.",
             )
         return LimaError(f"limactl {verb} failed.", details=reword(result.error_text))
-
-    def _object(self, result: Result, verb: str) -> dict[str, Any]:
-        value = parse_object(result.stdout)
-        if value is None:
-            raise LimaError(f"limactl {verb} answered something unreadable.", details=result.text[:200])
-        return value
 
 
 def parse_version(text: str) -> tuple[int, ...] | None:
@@ -294,13 +278,12 @@ def _typed(value: list[Any]) -> bool:
 
 
 def param_of(text: str) -> dict[str, str]:
-    """The plain values below `param:` of a lima.yaml, by their lines: no YAML parser on the way to a warm shell."""
+    """The plain values below `param:` of a lima.yaml, by their lines: no YAML parser on the fast path."""
     block = re.search(r"^param:\n((?:[ ]+[^\n]*\n?)*)", text, re.MULTILINE)
     pairs = re.findall(r"""^ +(\w+): *["']?([^"'\n]*?)["']? *$""", block[1] if block else "", re.MULTILINE)
     return dict(pairs)
 
 
-# logrus quotes a message when it has to: `msg="two words"`, `msg=one`, with Go's escapes.
 def sizes_of(text: str) -> tuple[int, int, int]:
     """CPUs, memory and disk (bytes) of a lima.yaml by their lines; 0 for what it does not say."""
     found = dict(re.findall(r"""^(cpus|memory|disk): *["']?([^"'\n#]+?)["']? *$""", text, re.MULTILINE))
@@ -311,6 +294,7 @@ def sizes_of(text: str) -> tuple[int, int, int]:
         return 0, 0, 0
 
 
+# logrus quotes a message when it has to: `msg="two words"`, `msg=one`, with Go's escapes.
 _LEVEL = re.compile(r'^time="[^"]*" level=(\w+) msg=(?:"((?:[^"\\]|\\.)*)"|(\S*))(.*)$')
 _ESCAPES = {"n": "\n", "t": "  ", "r": ""}
 

@@ -1,8 +1,8 @@
 """What a session in a guest is: its command line, quoted once, and its environment in one variable.
 
 Our own ssh master passes one variable, ENV_VARIABLE, whose value differs per session (facts/checked.md). It
-holds `export` commands: secrets travel in ssh's environment and never stand in an argv on either side.
-Only cheap imports here: `warm` has no time for others.
+holds `export` commands: secrets travel in ssh's environment and are never in an argv on either side.
+Only cheap imports here, for the fast path of `shell`.
 """
 
 from __future__ import annotations

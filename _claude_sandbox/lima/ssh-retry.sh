@@ -1,11 +1,11 @@
 #!/bin/sh
-# Stands before `ssh` on the PATH of `limactl start`. Lima asks for ssh at 0.3 s, when QEMU does not listen
-# yet, and then every 3 s; and a question that comes before the guest's network is up is lost, and repeated
-# by slirp after 6, 18 and 42 s only (docs/performance.md). So a question for a VM's shell is asked again at
+# Precedes `ssh` on the PATH of `limactl start`. Lima asks for ssh at 0.3 s, when QEMU does not listen
+# yet, and then every 3 s; and an attempt before the guest's network is up is lost, and slirp retries
+# after 6, 18 and 42 s only (docs/performance.md). So a question for a VM's shell is asked again at
 # once here, and not for longer than a guest needs for its first word. Everything else (a control command,
 # a forward, `ssh -V`) goes straight to the next ssh on PATH.
 #
-# Lima logs in anew for each of its first questions and then for a master of its own, and under emulation a
+# Lima logs in again for each of its first questions and then for its own master, and under emulation a
 # login takes two seconds. With CLAUDE_SANDBOX_MASTER (ssh's words, quoted for a shell, for a master that
 # serves Lima and claude-sandbox alike) and CLAUDE_SANDBOX_SHARED (its socket: the one that Lima gives its
 # own) the first question opens that, and Lima finds it. It stays if our init has set this boot up as a whole:

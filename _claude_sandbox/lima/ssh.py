@@ -1,4 +1,4 @@
-"""Running things inside a VM, over an ssh master of our own.
+"""Running things inside a VM, over our own ssh master.
 
 Lima's master filters SendEnv by its own list, so variables arrive empty through it (facts/checked.md).
 """
@@ -60,7 +60,7 @@ class Guest:
         )  # fmt: skip
 
     def connect(self, timeout: float = 60) -> None:
-        """Make sure that our master connection stands. Raises GuestConnectionError."""
+        """Make sure that our master connection is open. Raises GuestConnectionError."""
         if listens(self.control_path):
             return
         self.control_path.unlink(missing_ok=True)
@@ -114,5 +114,5 @@ class Guest:
         return GuestConnectionError(
             f"No ssh connection to {self.instance.name}.",
             details=details or None,
-            resolution="It may be starting or hang; `claude-sandbox restart` starts it anew.",
+            resolution="It may still be booting or hung; `claude-sandbox restart` reboots it.",
         )

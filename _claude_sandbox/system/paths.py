@@ -97,12 +97,10 @@ def logs_dir() -> Path:
 
 
 def servers_dir(name: str) -> Path:
-    """What the server `name` keeps over reboots. A LIMA_HOME of one's own has its own servers (system/runtime_dir.py),
-    and so their state apart."""
-    return private_dir(
-        state_dir()
-        / (f"{name}-{system_runtime_dir.key()}" if system_runtime_dir.has_own_lima_home() else name)
-    )
+    """What the server `name` keeps over reboots. A LIMA_HOME that is not the usual one has its own servers
+    (system/runtime_dir.py), and so their state apart."""
+    own = f"-{system_runtime_dir.key()}" if system_runtime_dir.has_own_lima_home() else ""
+    return private_dir(state_dir() / f"{name}{own}")
 
 
 def runtime_dir() -> Path:

@@ -8,7 +8,7 @@ clock is put right. So an identity is what the kernel fixed when the process beg
     macOS   id, the boot's session (sysctl kern.bootsessionuuid), start in microseconds as the kernel wrote
             it down at the fork (proc_pidinfo, PROC_PIDTBSDINFO; psutil corrects its own by the boot time)
 
-Every process id that a file of ours names is believed through `same` and nothing else.
+Every process id that our files name is believed through `same` and nothing else.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _arguments_on_macos(pid: int) -> list[str] | None:
 
 
 def may_be_of(pid: int, user: int) -> bool:
-    """Whether a process may be `user`'s (a uid): it is no other ordinary user's.
+    """Whether a process may be `user`'s (a uid): no other ordinary user owns it.
 
     Root's may be: the kernel gives root what does not let itself be looked at. For root anybody's may be:
     its VMs run in a user namespace.

@@ -1,4 +1,4 @@
-"""Where sockets and one-shot files live: apart from `paths`, whose import `warm` has no time for.
+"""Where sockets and one-shot files live: apart from `paths`, whose import is too slow for the fast path of `shell`.
 
 One private directory for each HOME with its LIMA_HOME (`key`), with a short path, gone after a reboot:
 
@@ -71,7 +71,7 @@ def places() -> tuple[str, ...]:
     out: by a symlink in /tmp it would lead anywhere.
     """
     known = [place for place in (path(), _recorded(), *former()) if place and _may_be_ours(place)]
-    return tuple(dict.fromkeys([*known, _foreseen_by_nobody()]))
+    return tuple(dict.fromkeys([*known, _unpredictable()]))
 
 
 def former() -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def former() -> tuple[str, ...]:
 
 
 def is_private(directory: str) -> bool:
-    """Whether it is a directory of ours that nobody else can write. Raises OSError."""
+    """Whether it is our directory, which nobody else can write. Raises OSError."""
     info = os.lstat(directory)
     return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o022
 
@@ -132,12 +132,12 @@ def _may_be_ours(directory: str) -> bool:
         return False
 
 
-def _foreseen_by_nobody() -> str:
+def _unpredictable() -> str:
     return f"{SHARED}/{APP}-{os.urandom(6).hex()}"
 
 
 def _claim(directory: str) -> bool:
-    """Make it, or make it private; False when it is not a directory of ours. Raises OSError."""
+    """Make it, or make it private; False when it is not our directory. Raises OSError."""
     try:  # noqa: SIM105 - contextlib costs an import
         os.mkdir(directory, 0o700)
     except FileExistsError:
@@ -176,12 +176,12 @@ def _make_in_shared() -> str:
     os.makedirs(os.path.dirname(_state()), 0o700, exist_ok=True)
     if not _claim(_state()):
         raise PermissionError(1, "It belongs to somebody else", _state())
-    with _Turn(f"{_state()}/runtime.lock"):
+    with _Locked(f"{_state()}/runtime.lock"):
         place = _recorded()
         for _ in range(_TRIES):
             if place and _claim(place):
                 return place
-            place = _foreseen_by_nobody()
+            place = _unpredictable()
             _write_record(place)
     raise FileExistsError(17, "Every name that was tried is taken", SHARED)
 
@@ -196,8 +196,8 @@ def _write_record(place: str) -> None:
     os.replace(fresh, _record())
 
 
-class _Turn:
-    """Held by one process at a time. Not system.files.lock, which imports what `warm` has no time for."""
+class _Locked:
+    """Held by one process at a time. Not system.files.lock, whose imports are too slow for the fast path."""
 
     def __init__(self, file: str) -> None:
         self._file = file

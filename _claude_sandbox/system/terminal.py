@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ _RESET = "\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?
 _LEAVE_ALTERNATE = "\x1b[?1049l"
 
 
-class _Watch:
+class _StageTimer:
     """How long a stage takes, and each thing that was said to go on in it."""
 
     def __init__(self) -> None:
@@ -37,8 +38,8 @@ class _Watch:
     def parts(self) -> str:
         """` (boot 7.1, mounts 0.4)`; not what took no time to speak of, and no long lists."""
         self.say("")
-        told = [f"{_clean(text)} {spent:.1f}" for text, spent in self._parts.items() if spent >= 0.1]
-        return f" ({', '.join(told)})" if 1 < len(told) <= 6 else ""
+        parts = [f"{_clean(text)} {spent:.1f}" for text, spent in self._parts.items() if spent >= 0.1]
+        return f" ({', '.join(parts)})" if 1 < len(parts) <= 6 else ""
 
 
 def _about(usual: float | None) -> str:
@@ -50,47 +51,58 @@ def _about(usual: float | None) -> str:
     return f" (usually about {seconds} s)" if seconds < 120 else f" (usually about {seconds / 60:g} min)"
 
 
-class LineProgress(Progress):
-    """Plain lines on stderr, for logs and pipes; `quiet` leaves only warnings."""
+class _Printed(Progress):
+    """What both ways to show progress have in common: each warning once."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self) -> None:
         self._warned: set[str] = set()
-
-    @contextlib.contextmanager
-    def stage(self, title: str, usual: float | None = None) -> Iterator[Callable[[str], None]]:
-        watch = _Watch()
-        self.note(f"{title} …{_about(usual)}")
-        yield watch.say
-        self.note(f"{title}: {watch.seconds():.1f} s{watch.parts()}")
-
-    def note(self, text: str) -> None:
-        if not self.quiet:
-            print(_clean(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            print(f"Warning: {_clean(text)}", file=sys.stderr, flush=True)
+            self._print_warning(_clean(text))
+
+    def _print_warning(self, text: str) -> None:
+        raise NotImplementedError
 
     def ask(self, question: str) -> bool | None:
         return ask(question)
 
 
-class TerminalProgress(Progress):
+class LineProgress(_Printed):
+    """Plain lines on stderr, for logs and pipes; `quiet` leaves only warnings."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__()
+        self.quiet = quiet
+
+    @contextlib.contextmanager
+    def stage(self, title: str, usual: float | None = None) -> Iterator[Callable[[str], None]]:
+        timer = _StageTimer()
+        self.note(f"{title} …{_about(usual)}")
+        yield timer.say
+        self.note(f"{title}: {timer.seconds():.1f} s{timer.parts()}")
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(_clean(text), file=sys.stderr, flush=True)
+
+    def _print_warning(self, text: str) -> None:
+        print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+
+class TerminalProgress(_Printed):
     """A spinner with what happens now and the seconds; a ✓ line with the time when it is done."""
 
     def __init__(self) -> None:
-        self._console: Any = None
-        self._status: Any = None
-        self._warned: set[str] = set()
+        super().__init__()
+        self._status: Any = None  # how the current stage shows a text
 
-    def _rich(self) -> Any:
-        if self._console is None:
-            from rich.console import Console
+    @functools.cached_property
+    def _console(self) -> Any:
+        from rich.console import Console
 
-            self._console = Console(stderr=True, highlight=False)
-        return self._console
+        return Console(stderr=True, highlight=False)
 
     @contextlib.contextmanager
     def stage(self, title: str, usual: float | None = None) -> Iterator[Callable[[str], None]]:
@@ -102,17 +114,17 @@ class TerminalProgress(Progress):
             self._status(title)
             yield self._status
             return
-        watch = _Watch()
+        timer = _StageTimer()
         columns = (
             SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(),
             TextColumn(_about(usual), style="dim", markup=False),
         )  # fmt: skip
-        with Bars(*columns, console=self._rich(), transient=True) as bars:
+        with Bars(*columns, console=self._console, transient=True) as bars:
             task = bars.add_task(title, total=None)
 
             def say(text: str) -> None:
                 text = printable(text)  # a tool's words, which may quote a guest
-                watch.say(text)
+                timer.say(text)
                 bars.update(task, description=f"{title}: {text}")
 
             self._status = say
@@ -120,19 +132,17 @@ class TerminalProgress(Progress):
                 yield say
             finally:
                 self._status = None
-        times = f"{watch.seconds():.1f} s{_escape(watch.parts())}"
-        self._rich().print(f"[green]✓[/] {_escape(title)} [dim]{times}[/]")
+        times = f"{timer.seconds():.1f} s{_escape(timer.parts())}"
+        self._console.print(f"[green]✓[/] {_escape(title)} [dim]{times}[/]")
 
     def note(self, text: str) -> None:
-        self._rich().print(_clean(text), markup=False)
+        self._console.print(_clean(text), markup=False)
 
-    def warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self._rich().print(f"[yellow]Warning:[/] {_escape(_clean(text))}")
+    def _print_warning(self, text: str) -> None:
+        self._console.print(f"[yellow]Warning:[/] {_escape(text)}")
 
     def ask(self, question: str) -> bool | None:
-        return ask(question) if self._status is None else None
+        return super().ask(question) if self._status is None else None
 
 
 def _clean(text: str) -> str:
@@ -161,7 +171,7 @@ def ask(question: str) -> bool | None:
 
 
 def own_tty() -> bool:
-    """Whether our terminal's device can be opened anew, as tmux does (not after a change of user)."""
+    """Whether our terminal's device can be opened again, as tmux does (not after a change of user)."""
     try:
         os.close(os.open(os.ttyname(0), os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -171,23 +181,19 @@ def own_tty() -> bool:
 
 @contextlib.contextmanager
 def restored() -> Iterator[Callable[[bool], None]]:
-    """Leave the terminal as it was; the yielded function is told whether the session broke off."""
+    """Leave the terminal as it was; call the yielded function with whether the session broke off."""
     import termios
 
-    state = {"broken": False}
-
-    def broken(value: bool) -> None:
-        state["broken"] = value
-
+    broken = [False]
     saved = None
     if sys.stdin.isatty():
         with contextlib.suppress(termios.error):
             saved = termios.tcgetattr(0)
     try:
-        yield broken
+        yield broken.append
     finally:
         if saved is not None:
             termios.tcsetattr(0, termios.TCSADRAIN, saved)
         if sys.stdout.isatty():
-            sys.stdout.write((_LEAVE_ALTERNATE if state["broken"] else "") + _RESET)
+            sys.stdout.write((_LEAVE_ALTERNATE if broken[-1] else "") + _RESET)
             sys.stdout.flush()

@@ -23,7 +23,7 @@ from _claude_sandbox.system.files import unlink_own
 
 _SILENT = logging.getLogger("claude-sandbox.http")
 _SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False  # a guest's bad request is worth no line; what we did wrong is told by `log`
+_SILENT.propagate = False  # a guest's bad request is worth no line; our own errors go to `log`
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class UnixServer:
     ) -> None:
         self.path, self.limits = path, limits or Limits()
         self._handler, self._log = handler, log
-        self._open: set[_Door] = set()
+        self._open: set[_Connection] = set()
         self._web: web.Server | None = None
         self._server: asyncio.Server | None = None
         self._made: os.stat_result | None = None  # the socket
@@ -66,7 +66,7 @@ class UnixServer:
         before = os.umask(0o177)
         try:
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(self._door, str(self.path), backlog=128)
+            self._server = await loop.create_unix_server(self._connection, str(self.path), backlog=128)
         finally:
             os.umask(before)
         self._made = self.path.lstat()
@@ -78,14 +78,14 @@ class UnixServer:
         if self._web is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._web.shutdown(1.0), 2.0)
-        for door in list(self._open):
-            door.abort()
+        for connection in list(self._open):
+            connection.abort()
         unlink_own(self.path, self._made)
 
-    def _door(self) -> asyncio.BaseProtocol:
+    def _connection(self) -> asyncio.BaseProtocol:
         if self._web is None or len(self._open) >= self.limits.connections:
-            return _Closed()
-        return _Door(self._web(), self.limits, self._open)
+            return _Refused()
+        return _Connection(self._web(), self.limits, self._open)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -118,7 +118,7 @@ def answer(status: int, value: Mapping[str, Any], **headers: str) -> web.Respons
     return web.Response(status=status, text=text, content_type="application/json", headers=named)
 
 
-class _Closed(asyncio.Protocol):
+class _Refused(asyncio.Protocol):
     """One connection too many."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -126,10 +126,10 @@ class _Closed(asyncio.Protocol):
         transport.abort()
 
 
-class _Door(asyncio.Protocol):
-    """Stands before aiohttp's own protocol: counts the connection, ends it in time, bounds its headers."""
+class _Connection(asyncio.Protocol):
+    """Wraps aiohttp's own protocol: counts the connection, ends it in time, bounds its headers."""
 
-    def __init__(self, inner: asyncio.Protocol, limits: Limits, open: set[_Door]) -> None:
+    def __init__(self, inner: asyncio.Protocol, limits: Limits, open: set[_Connection]) -> None:
         self._inner, self._limits, self._open = inner, limits, open
         self._transport: asyncio.Transport | None = None
         self._end: asyncio.TimerHandle | None = None
