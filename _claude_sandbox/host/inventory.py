@@ -70,7 +70,7 @@ def limactl_env() -> dict[str, str | None]:
 
 
 def find_limactl(runner: Runner) -> LimaBinary:
-    """The newer of ours and PATH's. Raises HostSetupError when there is none, or it is too old."""
+    """Our own or PATH's, the newer one. Raises HostSetupError when there is none, or it is too old."""
     found = _limactls(runner)
     if not found:
         raise HostSetupError("Lima is not installed.", resolution="Run `claude-sandbox setup`.")

@@ -83,7 +83,7 @@ def reports(text: str) -> Iterator[Report]:
     """
     stall = ""
     for line in text.splitlines():
-        line = line[-_LINE:]  # a program's output, without a line end, may stand before the kernel's words
+        line = line[-_LINE:]  # a program's output, without a line end, may precede the kernel's words
         if found := _SOFT.search(line):
             # Not the same lockup for certain: CPU 1 may recover, and be stuck for 22 s once more.
             yield Report(f"CPU {found[1]}", int(found[2]), line[found.start() :], least=PATIENCE)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 
 TAIL = 200  # lines of stderr that are kept
+ASKED_EVERY = 2.0  # seconds between two questions whether a command is given up
 
 
 class Child:
@@ -122,3 +123,24 @@ def _time_limit(
         yield expired
     finally:
         timer.cancel()
+
+
+@contextlib.contextmanager
+def until(
+    give_up: Callable[[], bool] | None, process: subprocess.Popen[bytes], grace: float
+) -> Iterator[None]:
+    """End the process within the block as soon as `give_up` says so (None: nobody is asked)."""
+    over = threading.Event()
+
+    def ask(give_up: Callable[[], bool]) -> None:
+        while not over.wait(ASKED_EVERY):
+            if give_up() and process.poll() is None:
+                end_group(process, grace)
+                return
+
+    if give_up is not None:
+        threading.Thread(target=ask, args=(give_up,), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -14,7 +14,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound="asyncio.SubprocessProtocol")
 LOG_KEPT = 4 << 20  # bytes of what commands print: a build of the tools VM takes one
-ASKED_EVERY = 2.0  # seconds between two questions whether a command is given up
 TIMED_OUT = 124  # the exit code of coreutils' timeout
 
 
@@ -142,7 +140,7 @@ class Runner(ABC):
     ) -> Result:
         """As `run`, for what takes long and changes something. `on_line` gets each line of stderr as it is
         written, `logfile` has stderr appended, bounded (system.files.LogFile), `on_start` gets the process id.
-        `give_up` is asked every ASKED_EVERY seconds, in another thread; True ends the process group.
+        `give_up` is asked every child.ASKED_EVERY seconds, in another thread; True ends the process group.
         """
         return self.finish(
             Job(
@@ -190,7 +188,7 @@ class LocalRunner(Runner):
         try:
             if job.on_start is not None:
                 job.on_start(process.pid)
-            with _until(process, job.give_up, self._grace):
+            with child.until(job.give_up, process, self._grace):
                 code, *output = child.finish(
                     process, job.input or b"", job.timeout, job.limit, each, self._grace
                 )
@@ -278,27 +276,6 @@ def _starting(command: Command, how: str) -> Iterator[None]:
         raise missing_program(command.argv) from error
     except PermissionError as error:
         raise CommandNotFound(f"{command.argv[0]} cannot be executed: {error.strerror}.") from error
-
-
-@contextlib.contextmanager
-def _until(
-    process: subprocess.Popen[bytes], give_up: Callable[[], bool] | None, grace: float
-) -> Iterator[None]:
-    """End the process within the block as soon as `give_up` says so (None: nobody is asked)."""
-    over = threading.Event()
-
-    def ask(give_up: Callable[[], bool]) -> None:
-        while not over.wait(ASKED_EVERY):
-            if give_up() and process.poll() is None:
-                child.end_group(process, grace)
-                return
-
-    if give_up is not None:
-        threading.Thread(target=ask, args=(give_up,), daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
 
 
 class DryRunner(Runner):

@@ -20,8 +20,8 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import claude_sandbox
 from _claude_sandbox.lima import lockup
-from _claude_sandbox.system import run
-lockup.PATIENCE, lockup.SETTLE, run.ASKED_EVERY = {PATIENCE}, {SETTLE}, {ASKED_EVERY}
+from _claude_sandbox.system import child
+lockup.PATIENCE, lockup.SETTLE, child.ASKED_EVERY = {PATIENCE}, {SETTLE}, {ASKED_EVERY}
 sys.exit(claude_sandbox.main())
 """
 LOCKUP = "[   41.1] watchdog: BUG: soft lockup - CPU#{} stuck for {}s! [swapper/1:0]\r\n[   41.2] Modules linked in:\r\n"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import Recorder
 
-from _claude_sandbox.system import run
+from _claude_sandbox.system import child as system_child
 from _claude_sandbox.system.run import Command, CommandNotFound, DryRunner, LocalRunner, Result
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -220,7 +220,7 @@ def test_a_dry_run_prints_changes_and_really_asks_questions() -> None:
 def test_a_command_that_is_given_up_ends_with_its_group(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(run, "ASKED_EVERY", 0.05)
+    monkeypatch.setattr(system_child, "ASKED_EVERY", 0.05)
     child = tmp_path / "child"
     begun = time.monotonic()
     result = LocalRunner().stream(
@@ -231,7 +231,7 @@ def test_a_command_that_is_given_up_ends_with_its_group(
 
 
 def test_nobody_is_asked_once_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "ASKED_EVERY", 0.01)
+    monkeypatch.setattr(system_child, "ASKED_EVERY", 0.01)
     asked: list[float] = []
     assert LocalRunner().stream(sh("sleep 0.3"), give_up=lambda: asked.append(time.monotonic()) or False).ok  # type: ignore[func-returns-value]
     count = len(asked)
