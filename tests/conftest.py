@@ -1,21 +1,16 @@
-"""For every test: the checkout on sys.path, nothing of the developer's own environment, and `box`."""
+"""For every test: nothing of the developer's own environment, and `box`."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-TESTS = ROOT / "tests"
-sys.path[:0] = [str(ROOT), str(TESTS), str(TESTS / "blackbox"), str(TESTS / "unit"), str(TESTS / "fakes")]
-
-from box import Box, link_system, short_directory  # noqa: E402
-from recording import ctx, home, recorder  # noqa: E402, F401  (fixtures of the unit tests)
+from tests.support.box import Box, link_system, short_directory
+from tests.support.recording import ctx, home, recorder  # noqa: F401  (fixtures of the unit tests)
 
 # A test must not depend on, or hand on, what the person who runs it has set.
 for _name in list(os.environ):
@@ -39,7 +34,7 @@ def system_programs() -> Iterator[Path]:
 
 @pytest.fixture
 def box(system_programs: Path) -> Iterator[Box]:
-    """A closed world for the whole program (blackbox/box.py)."""
+    """A closed world for the whole program (tests/support/box.py)."""
     world = Box(short_directory(), system_programs)
     yield world
     world.close()

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from box import ROOT, Box
 
 from _claude_sandbox.vm import naming
+from tests.support.box import ROOT, Box
 
 APP = "claude-sandbox-app"
 VERBS = (

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import fakedisk
 import pytest
-from box import Box
 
 from _claude_sandbox.system import files
+from tests.support.box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="disks are linked on Linux only")
 

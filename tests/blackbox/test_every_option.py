@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from box import Box
 
 from _claude_sandbox.cli import verb_table
+from tests.support.box import Box
 
 APP = "claude-sandbox-app"
 LATER = "`claude-sandbox restart` applies: "

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import fakedisk
 import pytest
-from box import Box, Ended, kill
+
+from tests.support.box import Box, Ended, kill
 
 APP = "claude-sandbox-app"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from box import Box
+
+from tests.support.box import Box
 
 APP = "claude-sandbox-app"
 NO_TAR = "#!/bin/sh\necho 'sh: 1: exec: tar: not found' >&2\nexit 127\n"

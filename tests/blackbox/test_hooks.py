@@ -19,14 +19,14 @@ from typing import Any
 
 import psutil
 import pytest
-from box import ROOT, short_directory
-from hookplay import PATIENCE, Guest, Play, connect, read_answer, request, wait_for
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks import log as hooks_log
 from _claude_sandbox.system import daemon, processes
 from _claude_sandbox.system import program as system_program
+from tests.support.box import ROOT, short_directory
+from tests.support.hookplay import PATIENCE, Guest, Play, connect, read_answer, request, wait_for
 
 
 @pytest.fixture

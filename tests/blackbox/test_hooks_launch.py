@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from box import Box
 
 from _claude_sandbox.host import run_as
+from tests.support.box import Box
 
 APP = "claude-sandbox-app"
 UID = run_as.guest_user().uid  # in the guest: whoever runs the tests, for root somebody else

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from box import ROOT, TIMEOUT, Box, Ended
+
+from tests.support.box import ROOT, TIMEOUT, Box, Ended
 
 APP = "claude-sandbox-app"
 PATIENCE, SETTLE, ASKED_EVERY = 1.0, 0.5, 0.05  # seconds; the real ones would take minutes

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from box import Box, Ended
 
 from _claude_sandbox.cli import parser, verb_table
+from tests.support.box import Box, Ended
 
 APP = "claude-sandbox-app"
 TOKEN = "sk-ant-oat01-" + "a" * 80

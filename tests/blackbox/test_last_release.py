@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from box import Box, Ended
-from hookplay import Guest, wait_for
 
 from _claude_sandbox.hooks.registration import Registration
+from tests.support.box import Box, Ended
+from tests.support.hookplay import Guest, wait_for
 
 APP = "claude-sandbox-app"
 ON = {"CLAUDE_SANDBOX_HOOKS": None}

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from box import ROOT, TIMEOUT, Box
+
+from tests.support.box import ROOT, TIMEOUT, Box
 
 APP = "claude-sandbox-app"
 ONCE = (

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from box import Box
+
+from tests.support.box import Box
 
 A, B = "claude-sandbox-app", "claude-sandbox-site"
 MINE, THEIRS = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from box import Box
+
+from tests.support.box import Box
 
 APP = "claude-sandbox-app"
 RECORDER = "#!/bin/sh\nexec cat /dev/zero\n"

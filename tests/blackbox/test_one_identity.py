@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from box import Box
+
+from tests.support.box import Box
 
 APP = "claude-sandbox-app"
 ON = {"CLAUDE_SANDBOX_HOOKS": None}

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from box import ROOT, Box
-from hookplay import connect, read_answer, request
 
 from _claude_sandbox.hooks.registration import Registration
 from _claude_sandbox.lima import limactl
+from tests.support.box import ROOT, Box
+from tests.support.hookplay import connect, read_answer, request
 
 APP = "claude-sandbox-app"
 SCREENS = ROOT / "tests" / "unit" / "terminals" / "screens"

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from box import Box
+
+from tests.support.box import Box
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux")

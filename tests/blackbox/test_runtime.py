@@ -12,12 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from box import ROOT, Box
-from hookplay import PATIENCE, Guest, wait_for
 
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.registration import Registration
 from _claude_sandbox.system import daemon, runtime_dir
+from tests.support.box import ROOT, Box
+from tests.support.hookplay import PATIENCE, Guest, wait_for
 
 APP = "claude-sandbox-app"
 NOBODY = 65534

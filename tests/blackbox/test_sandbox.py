@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from box import Box
 
 from _claude_sandbox.system import files
 from _claude_sandbox.vm import mark as vm_mark
+from tests.support.box import Box
 
 APP = "claude-sandbox-app"
 TOKEN = "sk-ant-oat01-not-a-real-one"
@@ -494,7 +494,7 @@ def test_a_path_that_the_host_s_side_cannot_carry_is_a_clear_error(ready: Box, n
 @pytest.mark.spec("4.8")
 @pytest.mark.parametrize("place", ["home", "lima", "ssh", "settings", "state", "checkout", "root"])
 def test_what_must_not_be_shared_is_refused(ready: Box, place: str) -> None:
-    from box import ROOT
+    from tests.support.box import ROOT
 
     (ready.home / ".ssh").mkdir()
     settings = ready.home / ".claude-sandbox" / ".claude" / "x"

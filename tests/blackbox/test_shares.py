@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from box import Box, Ended
+
+from tests.support.box import Box, Ended
 
 APP = "claude-sandbox-app"
 IMAGE = {"location": "https://images.example/x.img", "arch": "x86_64"}

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from box import Box
+
+from tests.support.box import Box
 
 APP = "claude-sandbox-app"
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from box import Box, Ended, kill
+
+from tests.support.box import Box, Ended, kill
 
 APP = "claude-sandbox-app"
 TOKEN = "sk-ant-oat01-" + "x" * 40

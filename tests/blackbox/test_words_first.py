@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from box import Box
 
 from _claude_sandbox.cli import verb_table
+from tests.support.box import Box
 
 WRONG: dict[str, tuple[str, ...]] = {
     "settings": ("-s", ""),

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+from tests.support.machine import Person, Stub, account
 
-from machine import Person, Stub, account  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 # Outside the checkout and outside the homes: what can be cached between runs of CI.
 CACHE = Path("/var/cache/claude-sandbox-tests")

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import Person, Screen, Stub
 
 from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
 from _claude_sandbox.disks import qcow2
+from tests.support.machine import Person, Screen, Stub
 
 pytestmark = pytest.mark.vm
 NAME, SECOND = "claude-sandbox-app", "claude-sandbox-app-"

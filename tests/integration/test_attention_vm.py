@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desktop import Desktop
-from machine import Person, Screen, Stub, squeezed, with_pid, words_of
 
 from _claude_sandbox.system import runtime_dir
+from tests.support.desktop import Desktop
+from tests.support.machine import Person, Screen, Stub, squeezed, with_pid, words_of
 
 pytestmark = pytest.mark.vm
 NAME = "claude-sandbox-attention"

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from machine import Person, with_pid, words_of
 
 from _claude_sandbox.base_vm import lima_yaml as base_vm_lima_yaml
 from _claude_sandbox.base_vm.packages import apt_sources
 from _claude_sandbox.disks import qcow2
+from tests.support.machine import Person, with_pid, words_of
 
 pytestmark = pytest.mark.vm
 GUEST = Path(__file__).resolve().parents[2] / "_claude_sandbox" / "guest"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from machine import Person, Stub
+
+from tests.support.machine import Person, Stub
 
 pytestmark = pytest.mark.vm
 

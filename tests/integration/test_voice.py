@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import Person
+
+from tests.support.machine import Person
 
 pytestmark = pytest.mark.vm
 NAME = "claude-sandbox-voice"

@@ -8,12 +8,12 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from box import Box
 
 from _claude_sandbox.errors import LimaError
 from _claude_sandbox.lima.limactl import Lima
 from _claude_sandbox.system.run import LocalRunner
 from _claude_sandbox.vm.mark import mark_of
+from tests.support.box import Box
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from recording import Recorder, failed
 
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.host import python_env
 from _claude_sandbox.system.run import Command, Result
+from tests.support.recording import Recorder, failed
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = "import sys\nprint(sys.prefix)\nprint(sys.argv[1:])\nsys.exit(7)\n"

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from box import need, short_directory
+
+from tests.support.box import need, short_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "root/.cache/claude-sandbox/images"

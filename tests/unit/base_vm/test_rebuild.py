@@ -19,8 +19,6 @@ from typing import Any
 
 import fakedisk
 import pytest
-from box import ROOT, Box
-from recording import Told, told
 
 from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
 from _claude_sandbox.base_vm import exchange as base_vm_exchange
@@ -36,6 +34,8 @@ from _claude_sandbox.system.units import GIB
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm.mark import mark_of
+from tests.support.box import ROOT, Box
+from tests.support.recording import Told, told
 
 NAME, TEMPORARY = "tools-vm", "tools-vm-new"
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recording import Recorder
 
 from _claude_sandbox.claude_home import first_run
 from _claude_sandbox.system.jsonio import parse_object
 from _claude_sandbox.system.run import Command, CommandNotFound, Result
+from tests.support.recording import Recorder
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 values = st.recursive(

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from box import need
 
 from _claude_sandbox.cli import completion, verb_table
+from tests.support.box import need
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -102,7 +102,7 @@ VIEW = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [{root!r}, {unit!r}]
-from test_watch import NoUsage, some_rows
+from tests.unit.cli.test_watch import NoUsage, some_rows
 from _claude_sandbox.cli import watch
 def did(what):
     def do(row):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from credentials import FakeRunner, ShGuest, oauth
 
 from _claude_sandbox.credentials import select as credentials_select
 from _claude_sandbox.credentials import share as credentials_share
 from _claude_sandbox.credentials import stores as credentials_stores
 from _claude_sandbox.credentials.exchange import CredentialLogin
 from _claude_sandbox.credentials.record import Record
+from tests.support.credentials import FakeRunner, ShGuest, oauth
 
 MINE, THEIRS = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from credentials import FakeRunner, ShGuest, oauth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from _claude_sandbox.errors import ClaudeSandboxError, GuestConnectionError, Usa
 from _claude_sandbox.lima.ssh import guest_script
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.run import Result
+from tests.support.credentials import FakeRunner, ShGuest, oauth
 
 
 @pytest.fixture(autouse=True)

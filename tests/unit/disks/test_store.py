@@ -10,7 +10,6 @@ from pathlib import Path
 
 import fakedisk
 import pytest
-from recording import Recorder, failed, put_instance, told
 
 from _claude_sandbox.disks import lima_homes, linked_clone, qcow2
 from _claude_sandbox.disks import store as disks_store
@@ -27,6 +26,7 @@ from _claude_sandbox.system.files import write_json
 from _claude_sandbox.system.run import Command, Result
 from _claude_sandbox.system.units import GIB, MIB
 from _claude_sandbox.vm import mark as vm_mark
+from tests.support.recording import Recorder, failed, put_instance, told
 
 
 def qemu_img(command: Command) -> Result:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hookhost import HOOK, Home, Host, payload, wait_until
+
+from tests.support.hookhost import HOOK, Home, Host, payload, wait_until
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/sys/kernel/random/boot_id").exists(), reason="runs in Linux guests"

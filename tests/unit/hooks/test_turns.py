@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from box import short_directory
-from notify.test_channels import Memory, event, transitions
-
 from _claude_sandbox.hooks import feed as hooks_feed
 from _claude_sandbox.hooks import turns as hooks_turns
 from _claude_sandbox.hooks.attention import Session
 from _claude_sandbox.hooks.feed import Feed
 from _claude_sandbox.hooks.turns import Turns
 from _claude_sandbox.notify import notifier as notify_notifier
+from tests.support.box import short_directory
+from tests.unit.notify.test_channels import Memory, event, transitions
 
 
 def test_sandboxes_take_turns_and_each_keeps_its_order() -> None:

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recording import Recorder, Told, failed
 
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.host import install as host_install
 from _claude_sandbox.host import install_lima, inventory, run_as
 from _claude_sandbox.host.inventory import Missing
 from _claude_sandbox.system.run import Command, Result
+from tests.support.recording import Recorder, Told, failed
 
 ALL = (
     "qemu-system-x86_64",

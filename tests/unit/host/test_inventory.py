@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recording import Recorder, failed
 
 from _claude_sandbox.cli import doctor
 from _claude_sandbox.errors import HostSetupError
@@ -19,6 +18,7 @@ from _claude_sandbox.host import install as host_install
 from _claude_sandbox.system import paths, processes
 from _claude_sandbox.system.run import TIMED_OUT, CommandNotFound, LocalRunner, Result
 from _claude_sandbox.voice import recorder as voice_recorder
+from tests.support.recording import Recorder, failed
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="KVM")
 Programs = Callable[..., None]

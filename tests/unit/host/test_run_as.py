@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recording import Recorder, failed
 
 from _claude_sandbox.errors import HostSetupError
 from _claude_sandbox.host import inventory, run_as
 from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system import program
+from tests.support.recording import Recorder, failed
 
 ROOT = Path(__file__).resolve().parents[3]
 as_root = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux")

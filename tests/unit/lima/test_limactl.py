@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recording import CHILD, Recorder, failed, listed, listen
 
 from _claude_sandbox.errors import LimaError
 from _claude_sandbox.lima import limactl
@@ -19,6 +18,7 @@ from _claude_sandbox.lima.limactl import Instance, Lima
 from _claude_sandbox.system.run import Result
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm.mark import mark_of
+from tests.support.recording import CHILD, Recorder, failed, listed, listen
 
 MARK = vm_mark.Mark(vm_mark.SANDBOX, "a", Path("/p"), 1, 2)
 

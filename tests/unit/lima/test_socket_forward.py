@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hookhost import Home, Host, payload, wait_until
 
 from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
 from _claude_sandbox.lima import socket_forward
+from tests.support.hookhost import Home, Host, payload, wait_until
 
 FAKE = """#!/bin/sh
 # Runs the remote command here. `mode` says how: work, refuse, mute, flood, brief.

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording import Recorder, failed, listen
 
 from _claude_sandbox.errors import GuestConnectionError
 from _claude_sandbox.lima import ssh
@@ -18,6 +17,7 @@ from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.lima.remote_command import ENV_VARIABLE
 from _claude_sandbox.lima.ssh import Guest
 from _claude_sandbox.system.run import Result
+from tests.support.recording import Recorder, failed, listen
 
 INSTANCE = Instance("claude-sandbox-app", "Running", Path("/lima/claude-sandbox-app"), 60022)
 text = st.one_of(

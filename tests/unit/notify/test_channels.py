@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import Recorder, failed
-from tmux_server import Server, server, until
 
 from _claude_sandbox.hooks.attention import Session, Transition, step
 from _claude_sandbox.hooks.event import Event
@@ -26,6 +24,8 @@ from _claude_sandbox.system import paths, processes
 from _claude_sandbox.system.run import CommandNotFound, LocalRunner, Result
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals import reply as terminals_reply
+from tests.support.recording import Recorder, failed
+from tests.support.tmux_server import Server, server, until
 
 __all__ = ["server"]
 NASTY = 'x" & (do shell script "touch /tmp/pwned") & "\n<b>&amp;</b>\x1b]0;t\x07\u202e'

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tmux_server import Server, server, until
 
 from _claude_sandbox.hooks.attention import Session, Transition, step
 from _claude_sandbox.hooks.event import Event
@@ -27,6 +26,7 @@ from _claude_sandbox.notify import notifier as notify_notifier
 from _claude_sandbox.notify import policy as notify_policy
 from _claude_sandbox.notify.channels import Actions, Desktop, Failed
 from _claude_sandbox.notify.policy import Alert
+from tests.support.tmux_server import Server, server, until
 
 __all__ = ["server"]
 NEEDED = ("Xvfb", "dunst", "dunstctl", "dbus-daemon", "busctl")  # dunstctl asks busctl for the history

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recording import Recorder
 
 from _claude_sandbox.system import child as system_child
 from _claude_sandbox.system.run import Command, CommandNotFound, DryRunner, LocalRunner, Result
+from tests.support.recording import Recorder
 
 ROOT = Path(__file__).resolve().parents[3]
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=15)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recording import Recorder
 
 from _claude_sandbox.base_vm.verify import ToolCheck
 from _claude_sandbox.claude_home import pull as claude_home_pull
@@ -31,6 +30,7 @@ from _claude_sandbox.system.terminal import LineProgress
 from _claude_sandbox.terminals import reply as terminals_reply
 from _claude_sandbox.terminals import screen as terminals_screen
 from _claude_sandbox.vm import first_boot
+from tests.support.recording import Recorder
 
 PACKAGE = program.PACKAGE
 # The title, the clipboard, a cleared screen, C1's CSI and OSC, an overwritten line, bidi, separators, DEL, tags.

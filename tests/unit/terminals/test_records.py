@@ -11,8 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from recording import Recorder
-from tmux_server import UUID, Server, server, until
 
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotFoundError
 from _claude_sandbox.hooks.attention import Session
@@ -23,6 +21,8 @@ from _claude_sandbox.terminals import focus as terminals_focus
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals import reply as terminals_reply
 from _claude_sandbox.terminals.records import Record
+from tests.support.recording import Recorder
+from tests.support.tmux_server import UUID, Server, server, until
 
 __all__ = ["server"]
 RUNNER = LocalRunner()

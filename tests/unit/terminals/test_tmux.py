@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from recording import Recorder, failed
 
 from _claude_sandbox.system.run import Command, CommandNotFound, Result
 from _claude_sandbox.terminals.tmux import Tmux, session_mark
+from tests.support.recording import Recorder, failed
 
 
 @pytest.fixture

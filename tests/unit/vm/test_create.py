@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import Recorder, failed, listed, put_instance, told
 
 from _claude_sandbox.config.parsers import Mount
 from _claude_sandbox.config.table import Config
@@ -26,6 +25,7 @@ from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import shares as vm_shares
 from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.lima_yaml import Share
+from tests.support.recording import Recorder, failed, listed, put_instance, told
 
 NAME = "claude-sandbox-app"
 

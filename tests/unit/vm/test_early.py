@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recording import Recorder, failed, listen, told
 
 from _claude_sandbox.config.table import Config
 from _claude_sandbox.errors import GuestConnectionError, StartError
@@ -16,6 +15,7 @@ from _claude_sandbox.system.run import Result
 from _claude_sandbox.vm.early import EarlySetup
 from _claude_sandbox.vm.lima_yaml import Share
 from _claude_sandbox.vm.target import Target
+from tests.support.recording import Recorder, failed, listen, told
 
 NAME = "claude-sandbox-app"
 SHARES = (Share(Path("/p"), Path("/p"), True),)

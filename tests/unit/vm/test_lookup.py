@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from recording import Recorder, listed, put_instance
 
 from _claude_sandbox.errors import HostSetupError, SandboxExistsError
 from _claude_sandbox.lima.context import Context
@@ -16,6 +15,7 @@ from _claude_sandbox.system.files import birth
 from _claude_sandbox.vm import lookup as vm_lookup
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm.journal import Journal
+from tests.support.recording import Recorder, listed, put_instance
 
 
 def project(home: Path, name: str) -> Path:

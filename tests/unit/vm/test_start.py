@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import CHILD, Recorder, failed, listed, put_instance, told
 
 from _claude_sandbox.config.parsers import Port
 from _claude_sandbox.errors import RefusedError, StartError
@@ -37,6 +36,7 @@ from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.journal import Journal
 from _claude_sandbox.vm.lima_yaml import Share
 from _claude_sandbox.vm.mark import project_of
+from tests.support.recording import CHILD, Recorder, failed, listed, put_instance, told
 
 NAME = "claude-sandbox-app"
 DEGRADED = 'time="t" level=fatal msg="degraded, status={Running:true Degraded:true}"'

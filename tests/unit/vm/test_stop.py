@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from recording import Recorder, failed, listed, put_instance
 
 from _claude_sandbox.errors import ClaudeSandboxError, LimaError, RefusedError
 from _claude_sandbox.lima import vm_processes
@@ -19,6 +18,7 @@ from _claude_sandbox.sandbox.summary import Sandbox
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.journal import Journal
+from tests.support.recording import Recorder, failed, listed, put_instance
 
 NAME = "claude-sandbox-app"
 

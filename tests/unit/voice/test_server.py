@@ -15,8 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from box import short_directory
-from tmux_server import Server as TmuxServer
 
 from _claude_sandbox.lima import limactl
 from _claude_sandbox.lima.limactl import Instance
@@ -33,6 +31,8 @@ from _claude_sandbox.voice.grants import Grant
 from _claude_sandbox.voice.recorder import CaptureCommand
 from _claude_sandbox.voice.server import Server
 from _claude_sandbox.voice.stream import RecordingLimits
+from tests.support.box import short_directory
+from tests.support.tmux_server import Server as TmuxServer
 
 APP = "claude-sandbox-app"
 SOUND = ("sh", "-c", "while :; do printf 'sound.......'; sleep 0.02; done")
@@ -388,7 +388,7 @@ def test_the_status_line_of_our_own_tmux_sessions_says_it(home: Path) -> None:
 
 
 def test_the_notification_comes_and_goes(home: Path) -> None:
-    from recording import Recorder
+    from tests.support.recording import Recorder
 
     async def test() -> None:
         log: list[str] = []

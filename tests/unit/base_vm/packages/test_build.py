@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-from recording import Recorder, failed
 
 from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
 from _claude_sandbox.base_vm.packages import apt_sources
@@ -25,6 +24,7 @@ from _claude_sandbox.errors import CreateError, HostSetupError
 from _claude_sandbox.system import npm, paths
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import Command, Result
+from tests.support.recording import Recorder, failed
 
 DEBIAN = apt_sources.Distribution("debian", "bookworm", "linux-image-amd64")
 KEY = "/usr/share/keyrings/debian-archive-keyring.gpg"

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from box import need
-from machine import Person, children, with_pid
+from tests.support.box import need
+from tests.support.machine import Person, children, with_pid
 
 # A bus that starts no daemon by itself: one without a screen would take dunst's place.
 BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from box import short_directory
 from hypothesis import HealthCheck, settings
 
 from _claude_sandbox.lima import context, limactl
@@ -19,6 +18,7 @@ from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import Command, Job, Result, Runner
 from _claude_sandbox.vm import mark as vm_mark
+from tests.support.box import short_directory
 
 # The machine may be busy, and a fixture that only makes a directory need not be anew for each example.
 settings.register_profile(

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from box import need, short_directory
 
 from _claude_sandbox.system import processes
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals.records import Place, Record
+from tests.support.box import need, short_directory
 
 UUID = "11111111-2222-4333-8444-5555555555{:02d}"
 

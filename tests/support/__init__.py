@@ -1,0 +1,1 @@
+"""What tests share: worlds to play in, recorders, people on real VMs."""
