@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import tarfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from _claude_sandbox.claude_home import guest_state, host_tree, three_way
 from _claude_sandbox.claude_home.first_run import (
@@ -35,6 +35,9 @@ from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
 from _claude_sandbox.lima.ssh import GuestLike, guest_script
 from _claude_sandbox.system import files as system_files
 from _claude_sandbox.system import jsonio
+
+if TYPE_CHECKING:
+    import tarfile
 
 CHANGED_MEANWHILE = 75  # exit code of settings-apply.sh
 ATTEMPTS = 3
@@ -268,6 +271,8 @@ def _tar(update: GuestUpdate) -> bytes:
     """Files to place, lists, and `complete` at the end: a tar cut off between members looks whole."""
     buffer = io.BytesIO()
     lists = {"save": update.plan.save, "remove": update.plan.remove, "empty": _emptied(update.plan)}
+    import tarfile
+
     with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.GNU_FORMAT) as archive:
         for name, content in update.contents.items():
             path = name.removeprefix("files/")
@@ -308,6 +313,8 @@ def _emptied(plan: SyncPlan) -> list[str]:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes, state: FileState | None = None) -> None:
+    import tarfile
+
     member = tarfile.TarInfo(name)
     member.size = len(content)
     member.mtime = int(time.time())

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox.config.table import Config
-from _claude_sandbox.disks import linked_clone
 from _claude_sandbox.errors import (
     Cancelled,
     ClaudeSandboxError,
@@ -25,16 +24,12 @@ from _claude_sandbox.lima.limactl import RUNNING, STOPPED, UNREADABLE, Instance
 from _claude_sandbox.sandbox import working
 from _claude_sandbox.sandbox.summary import MISSING, Sandbox, existing, not_found
 from _claude_sandbox.system.files import lock
-from _claude_sandbox.vm import checks as vm_checks
 from _claude_sandbox.vm import cleanup, reconfigure
-from _claude_sandbox.vm import create as vm_create
 from _claude_sandbox.vm import document as vm_document
 from _claude_sandbox.vm import lima_yaml as vm_lima_yaml
 from _claude_sandbox.vm import lookup as vm_lookup
 from _claude_sandbox.vm import origin as vm_origin
-from _claude_sandbox.vm import settle as vm_settle
 from _claude_sandbox.vm import shares as vm_shares
-from _claude_sandbox.vm import start as vm_start
 from _claude_sandbox.vm import stop as vm_stop
 from _claude_sandbox.vm.early import EarlySetup
 from _claude_sandbox.vm.locks import project_lock_path
@@ -151,6 +146,8 @@ def _after_move(ctx: Context, project: Path) -> Instance | None:
 
 
 def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Ready:
+    from _claude_sandbox.vm import create as vm_create
+
     ctx.before_start()
     base = vm_create.base_of(ctx, config)
     if base is None and config.template is None and build_tools is not None:
@@ -171,6 +168,12 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Ready:
     )
     if instance.status == RUNNING and not asked and (target := Target.of_ready_boot(config, instance)):
         return Ready(target)
+    # Late, as in _create: a command in a VM that runs does without (7 ms).
+    from _claude_sandbox.disks import linked_clone
+    from _claude_sandbox.vm import checks as vm_checks
+    from _claude_sandbox.vm import settle as vm_settle
+    from _claude_sandbox.vm import start as vm_start
+
     instance = vm_settle.settle(ctx, instance)
     document = vm_document.read(instance)
     wanted = reconfigure.wanted(ctx, config, document)
@@ -264,6 +267,8 @@ def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
 
 def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None:
     """What would keep the VM from starting again is found while it still runs (spec 1.11)."""
+    from _claude_sandbox.vm import checks as vm_checks
+
     document = vm_document.read(instance)
     wanted = reconfigure.wanted(ctx, config, document).document
     vm_shares.check_shares(wanted)

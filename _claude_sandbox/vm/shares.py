@@ -89,14 +89,12 @@ def guest_writable(ctx: Context) -> dict[Path, str]:
 
     Of all VMs that carry a mark of ours, copies by hand included, from their files.
     """
-    import yaml
-
     found: dict[Path, str] = {}
     for file in sorted(ctx.lima.home.glob("*/lima.yaml")):
         try:
             text = file.read_text(encoding="utf-8")
             locations = _writable_of(text) if vm_mark.MARK_PARAM in text else []
-        except (OSError, ValueError, yaml.YAMLError):
+        except (OSError, ValueError):
             continue  # Lima cannot start it either
         found |= {_real(location): file.parent.name for location in locations}
     return found
@@ -114,7 +112,12 @@ def _writable_of(text: str) -> list[Path]:
     mark = vm_mark.Mark.decode(param_of(text).get(vm_mark.MARK_PARAM, ""))
     if mark and mark.project and text.count("writable:") == text.count("writable: false") + 1:
         return [mark.project]
-    document = vm_document.parse(text)
+    import yaml  # 8 ms, which the line above mostly saves
+
+    try:
+        document = vm_document.parse(text)
+    except yaml.YAMLError:
+        return []  # Lima cannot start it either
     shares = lima_yaml.shares_of(document) if isinstance(document, dict) else ()
     return [share.location for share in shares if share.writable]
 

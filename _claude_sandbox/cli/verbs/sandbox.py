@@ -10,9 +10,7 @@ from _claude_sandbox.cli.verbs import base_vm
 from _claude_sandbox.cli.verbs.host import context_after_setup, context_with_setup
 from _claude_sandbox.errors import together
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
-from _claude_sandbox.sandbox import removal as sandbox_removal
 from _claude_sandbox.sandbox import summary
-from _claude_sandbox.vm import lookup as vm_lookup
 
 if TYPE_CHECKING:
     from _claude_sandbox.config.table import Config
@@ -87,6 +85,9 @@ def count(number: int) -> str:
 
 
 def delete(call: Invocation) -> int:
+    from _claude_sandbox.sandbox import removal as sandbox_removal
+    from _claude_sandbox.vm import lookup as vm_lookup
+
     project = call.project
     found = vm_lookup.find(call.ctx, project)
     if found is not None:
