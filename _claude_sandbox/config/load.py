@@ -1,4 +1,4 @@
-"""How a setting's value is chosen among the places that may set it; the precedence is numbered in `_Places.find`."""
+"""How a setting's value is chosen among the places that may set it; the precedence is numbered in `load`."""
 
 from __future__ import annotations
 
@@ -27,37 +27,39 @@ class _Given:
     in_project: bool = False
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where a value may be set. Nothing but the user's file by default."""
-
-    flags: Mapping[str, Any]
-    environ: Mapping[str, str]
-    project_file: Path
-    in_project: Mapping[str, Entry]
-    in_user: Mapping[str, Entry]
-
-    def find(self, row: Setting) -> _Given | None:
-        """The first that has a value; None leaves the default. Raises ConfigError."""
-        if self.flags.get(row.key) is not None:  # 1. the command line
-            return _from_flag(row, self.flags)
-        if row.env and self.environ.get(row.env):  # 2. the environment
-            return _Given(self.environ[row.env], row.env, Path.cwd())
-        if entry := self.in_project.get(row.key):  # 3. the project's file, as far as it may
-            if row.in_project == NEVER:
-                where = f"{self.project_file}:{entry.line}"
-                raise ConfigError(f"{where}: {row.key} can only be set in {paths.config_file()}.")
-            return _from_file(self.project_file, entry, in_project=True)
-        entry = self.in_user.get(row.key)  # 4. the user's file
-        return _from_file(paths.config_file(), entry) if entry else None
+def _from_flags(flags: Mapping[str, Any]) -> dict[str, _Given]:
+    return {
+        row.key: _Given(flags[row.key], next(f for f in row.flags if f.startswith("--")), Path.cwd())
+        for row in SETTINGS
+        if flags.get(row.key) is not None
+    }
 
 
-def _from_flag(row: Setting, flags: Mapping[str, Any]) -> _Given:
-    return _Given(flags[row.key], next(f for f in row.flags if f.startswith("--")), Path.cwd())
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+    return {
+        row.key: _Given(environ[row.env], row.env, Path.cwd())
+        for row in SETTINGS
+        if row.env and environ.get(row.env)
+    }
 
 
-def _from_file(file: Path, entry: Entry, *, in_project: bool = False) -> _Given:
-    return _Given(entry.value, f"{file}:{entry.line}", file.parent, in_project)
+def _from_file(file: Path, entries: Mapping[str, Entry], *, in_project: bool = False) -> dict[str, _Given]:
+    """Raises ConfigError for a key that is not a setting."""
+    for key, entry in entries.items():
+        if key not in BY_KEY:
+            import difflib
+
+            near = difflib.get_close_matches(key, BY_KEY, 1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(BY_KEY))}."
+            raise ConfigError(f"{file}:{entry.line}: unknown key {key!r}.{hint}")
+    return {
+        key: _Given(entry.value, f"{file}:{entry.line}", file.parent, in_project)
+        for key, entry in entries.items()
+    }
+
+
+def _from_users_file() -> dict[str, _Given]:
+    return _from_file(paths.config_file(), read(paths.config_file()))
 
 
 def load(
@@ -76,19 +78,27 @@ def load(
     file = project / PROJECT_FILE
     # Read once: a guest that writes the file meanwhile must not get approved what was not looked at.
     wishes = Wishes(file, text_of(file, hostile=True) if project_file else "")
-    places = _Places(flags, environ, file, _known(file, parse(wishes.text, file)), _users_file())
-    given = {row: found for row in SETTINGS if (found := places.find(row))}
-    values = {row: _parse(row, found) for row, found in given.items()}
-    for row, found in given.items():
+    given = {  # the last one wins
+        # 5. the default, which Config has
+        **_from_users_file(),  # 4. the user's file
+        **_from_file(
+            file, parse(wishes.text, file), in_project=True
+        ),  # 3. the project's file, as far as it may
+        **_from_environment(environ),  # 2. the environment
+        **_from_flags(flags),  # 1. the command line
+    }
+    values = {row: _parse(row, given[row.key]) for row in SETTINGS if row.key in given}
+    for row, value in values.items():
+        found = given[row.key]
         if found.in_project and row.in_project == APPROVAL:
-            wishes.add(row.key, found.raw, values[row], found.source)
+            wishes.add(row.key, found.raw, value, found.source)
     wishes.check()
     looked = {row.key: value for row, value in values.items() if isinstance(value, Looked)}
     looked["project"] = _project_looked(flags.get("dir"), environ, project)
     config = Config(
         project,
         **{row.field: _resolved(row, value) for row, value in values.items()},
-        sources={row.key: found.source for row, found in given.items()},
+        sources={row.key: given[row.key].source for row in values},
         looked=looked,
         template_text=wishes.template_text,
     )
@@ -113,9 +123,8 @@ def load_leniently(
 
 def check_flags(flags: Mapping[str, Any]) -> None:
     """The values on the command line alone: no file is read. Raises UsageError."""
-    for row in SETTINGS:
-        if flags.get(row.key) is not None:
-            _parse(row, _from_flag(row, flags))
+    for key, given in _from_flags(flags).items():
+        _parse(BY_KEY[key], given)
 
 
 def users_own(prefix: str) -> dict[str, Any]:
@@ -123,12 +132,11 @@ def users_own(prefix: str) -> dict[str, Any]:
 
     Raises ConfigError.
     """
-    places = _Places({}, {}, Path(), {}, _users_file())
-    rows = [row for row in SETTINGS if row.key.startswith(prefix)]
-    given = {row: places.find(row) for row in rows}
+    given = _from_users_file()
     return {
-        row.field: _resolved(row, _parse(row, found)) if found else row.default
-        for row, found in given.items()
+        row.field: _resolved(row, _parse(row, given[row.key])) if row.key in given else row.default
+        for row in SETTINGS
+        if row.key.startswith(prefix)
     }
 
 
@@ -150,23 +158,9 @@ def project_directory(text: str | None) -> Path:
 # -- the steps of load ---------------------------------------------------------------------------
 
 
-def _users_file() -> Mapping[str, Entry]:
-    return _known(paths.config_file(), read(paths.config_file()))
-
-
-def _known(file: Path, entries: Mapping[str, Entry]) -> Mapping[str, Entry]:
-    """The entries, all of which are settings. Raises ConfigError."""
-    for key, entry in entries.items():
-        if key not in BY_KEY:
-            import difflib
-
-            near = difflib.get_close_matches(key, BY_KEY, 1)
-            hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(sorted(BY_KEY))}."
-            raise ConfigError(f"{file}:{entry.line}: unknown key {key!r}.{hint}")
-    return entries
-
-
 def _parse(row: Setting, given: _Given) -> Any:
+    if given.in_project and row.in_project == NEVER:
+        raise ConfigError(f"{given.source}: {row.key} can only be set in {paths.config_file()}.")
     try:
         return row.parse(given.raw, given.base)
     except (ValueError, RuntimeError) as error:

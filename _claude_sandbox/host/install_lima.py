@@ -158,7 +158,7 @@ def _check_member(member: tarfile.TarInfo) -> None:
 
 
 def go_commands(work: Path, tree: Path) -> list[Command]:
-    """facts/linux-host.md: `go install …@v2.2.0` needs a list of versions that not every proxy serves."""
+    """docs/facts/linux-host.md: `go install …@v2.2.0` needs a list of versions that not every proxy serves."""
     goarch = inventory.machine()
     agent = tree / "share" / "lima" / f"lima-guestagent.Linux-{goarch}"
     env: dict[str, str | None] = {"GOBIN": str(tree / "bin"), "GOWORK": "off", "GO111MODULE": "on"}

@@ -19,7 +19,7 @@ from _claude_sandbox.system.files import write_json
 from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Command, Runner
 
-MIN_LIMA = (2, 1, 2)  # 2.0: a clone's disk points into the base VM (facts/lima.md §0)
+MIN_LIMA = (2, 1, 2)  # 2.0: a clone's disk points into the base VM (docs/facts/lima.md §0)
 PINNED_LIMA = "2.2.0"  # what `setup` installs
 SCHEMA = 1
 QUESTION_TIMEOUT = 20.0  # seconds

@@ -3,7 +3,7 @@
 As root on Linux, in this order: the user who called sudo; the project's owner; else limactl runs in
 a user namespace that shows our uid 0 as an ordinary user's number. In there it has root's rights as
 an owner but none of root's privileges, so a project of another uid would be out of reach: hence the
-order (facts/checked.md, "Root on Linux through a user namespace"). ssh and Go look the number up in
+order (docs/facts/checked.md, "Root on Linux through a user namespace"). ssh and Go look the number up in
 passwd, so a user of that number must exist; and it must be free in the guest, whose user gets the
 same number (9p shows numbers), so a system user such as nobody will not do.
 """

@@ -15,7 +15,7 @@ from _claude_sandbox.system.progress import Progress
 from _claude_sandbox.system.run import Runner
 
 HOSTNAME_MAX = 63  # of a host name label; Lima's is "lima-" + the instance's name
-SOCKET_PATH_MAX = 80  # Linux: len(LIMA_HOME) + len(name); facts/lima.md §8
+SOCKET_PATH_MAX = 80  # Linux: len(LIMA_HOME) + len(name); docs/facts/lima.md §8
 SOCKET_PATH_MAX_MACOS = 76
 
 Confirm = Callable[[str], bool | None]
@@ -46,7 +46,7 @@ def longest_name(lima_home: Path, macos: bool) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """Handed to every verb. `start_env` gives Lima's environment for a start (TCG, facts/linux-host.md)."""
+    """Handed to every verb. `start_env` gives Lima's environment for a start (TCG, docs/facts/linux-host.md)."""
 
     lima: Lima
     user: GuestUser

@@ -1,6 +1,6 @@
 """limactl: argv, parsing, and Lima's errors in plain words.
 
-Nothing here knows what a sandbox is. What was learnt about Lima is in facts/lima.md; the habits:
+Nothing here knows what a sandbox is. What was learnt about Lima is in docs/facts/lima.md; the habits:
 always `--tty=false`, always a time limit, `list` by our own template (its `--format json` breaks at
 64 KiB), and a status read from files where a wrong guess does no harm.
 """
@@ -186,7 +186,7 @@ class Lima:
     ) -> Result:
         """Start and wait until the guest is ready. Returns the result: failure has shades.
 
-        A "degraded" VM is up (facts/lima.md §3), so the caller decides. `give_up` (Runner.stream) ends limactl, and
+        A "degraded" VM is up (docs/facts/lima.md §3), so the caller decides. `give_up` (Runner.stream) ends limactl, and
         not yet the VM.
         """
         command = self.command("start", "--tty=false", f"--timeout={int(timeout)}s", name)

@@ -1,6 +1,6 @@
 """What a session in a guest is: its command line, quoted once, and its environment in one variable.
 
-Our own ssh master passes one variable, ENV_VARIABLE, whose value differs per session (facts/checked.md). It
+Our own ssh master passes one variable, ENV_VARIABLE, whose value differs per session (docs/facts/checked.md). It
 holds `export` commands: secrets travel in ssh's environment and are never in an argv on either side.
 Only cheap imports here, for the fast path of `shell`.
 """

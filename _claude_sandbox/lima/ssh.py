@@ -1,6 +1,6 @@
 """Running things inside a VM, over our own ssh master.
 
-Lima's master filters SendEnv by its own list, so variables arrive empty through it (facts/checked.md).
+Lima's master filters SendEnv by its own list, so variables arrive empty through it (docs/facts/checked.md).
 """
 
 from __future__ import annotations

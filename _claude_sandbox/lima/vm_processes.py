@@ -1,7 +1,7 @@
 """Which processes are a VM's: known by what they are, never by a number in a file or by a clock.
 
 Lima's pid files (ha.pid, qemu.pid, vz.pid) hold a number and nothing else. After a crash of the host other
-processes have those numbers, and `limactl stop -f` kills by them (facts/lima.md §13). But both processes of a
+processes have those numbers, and `limactl stop -f` kills by them (docs/facts/lima.md §13). But both processes of a
 VM name their own pid file in their command line, and that file is in the instance's directory:
 
     limactl hostagent --pidfile LIMA_HOME/NAME/ha.pid --socket LIMA_HOME/NAME/ha.sock … NAME

@@ -2,7 +2,7 @@
 
 Python has no call for it: renameat2(2) with RENAME_EXCHANGE on Linux (since 3.15), renamex_np(2) with
 RENAME_SWAP on macOS (APFS, since 10.12). `limactl rename` works file by file and can stop half-way
-(facts/checked.md).
+(docs/facts/checked.md).
 """
 
 from __future__ import annotations
