@@ -64,10 +64,15 @@ def compare(ours: Side, plain: Side, pairs: int, warm_up: int = 1) -> dict[str, 
             f"  pair {number + 1}: {ours.name} {rows[-1][0]:.3f} s, {plain.name} {rows[-1][1]:.3f} s",
             flush=True,
         )
+    return compare_rows(ours.name, plain.name, rows)
+
+
+def compare_rows(ours: str, plain: str, rows: Sequence[tuple[float, float]]) -> dict[str, object]:
+    """What is written of pairs of seconds: medians, and the ratio pair by pair."""
     ratios = [a / b for a, b in rows]
     extra = [a - b for a, b in rows]
     return {
-        "ours": ours.name, "plain": plain.name, "pairs": rows,
+        "ours": ours, "plain": plain, "pairs": rows,
         "median_ours_s": statistics.median(a for a, _ in rows),
         "median_plain_s": statistics.median(b for _, b in rows),
         "median_ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
