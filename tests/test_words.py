@@ -29,18 +29,12 @@ WORDS = re.compile("|".join(f"(?:{pattern})" for pattern in REFUSED), re.IGNOREC
 HASHED = [("guest", name) for name in ("files", "image", "initrd", "provision")]
 # What is left to rewrite, by folder; a folder that is not here has none.
 CEILING = {
-    "base_vm": 7,
-    "claude_home": 13,
-    "cli": 17,
-    "credentials": 4,
     "disks": 19,
     "hooks": 10,
     "lima": 2,
     "notify": 8,
     "sandbox": 3,
-    "session": 2,
     "system": 5,
-    "terminals": 4,
     "vm": 23,
     "voice": 5,
 }

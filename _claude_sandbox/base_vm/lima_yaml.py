@@ -28,7 +28,9 @@ def load() -> Document:
         raise ConfigError(f"{file}:1: cannot be read.", details=str(error)) from error
     wanted = {"images": list, "param": dict, "provision": list}
     if not isinstance(document, dict) or any(not isinstance(document.get(k), t) for k, t in wanted.items()):
-        raise ConfigError(f"{file}:1: is no tools VM: it needs images, param and provision.")
+        raise ConfigError(
+            f"{file}:1: is not the document of a tools VM: it needs images, param and provision."
+        )
     return document
 
 

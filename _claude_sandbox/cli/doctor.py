@@ -41,7 +41,7 @@ class Check:
 
 
 def checks(runner: Runner) -> list[Check]:
-    """Every check, in the order in which one would mend things. Asks Lima's host once (a few seconds)."""
+    """Every check, in the order in which one would fix things. Asks Lima's host once (a few seconds)."""
     linux = sys.platform == "linux"
     rows: list[tuple[str, Callable[[], Check | None]]] = [
         ("python", _python),
@@ -171,7 +171,7 @@ def _lima_defaults() -> Check | None:
             continue
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             return Check(
-                "Lima's defaults", False, f"{config / name} is no YAML: {error}", "Mend or remove it."
+                "Lima's defaults", False, f"{config / name} is not valid YAML: {error}", "Fix or remove it."
             )
         keys = [key for key in _FOREIGN_KEYS if isinstance(document, dict) and document.get(key)]
         ssh = document.get("ssh") if isinstance(document, dict) else None
@@ -222,7 +222,7 @@ def _hooks_server() -> Check:
 
     name, remedy = "hooks server", "claude-sandbox restart-hooks"
     if importlib.util.find_spec("aiohttp") is None:
-        return Check(name, False, "the Python package aiohttp is missing", "install claude-sandbox anew")
+        return Check(name, False, "the Python package aiohttp is missing", "reinstall claude-sandbox")
     if daemon.former(hooks_client.daemon()):
         return Check(name, None, "one of the last release runs; the next Claude replaces it", remedy)
     if not hooks_client.running():
@@ -247,7 +247,7 @@ def _golden_disk(each: disks_store.Golden) -> Check:
     size = f"{each.size / GIB:.1f} GiB"
     if each.users:
         if problem := disks_store.problem_of(each.path):
-            remedy = f"Put {each.path} back (from a backup), or make these VMs anew."
+            remedy = f"Put {each.path} back (from a backup), or recreate these VMs."
             return Check(name, False, f"{problem}; needed by {', '.join(each.users)}", remedy)
         return Check(name, True, f"{size}, used by {', '.join(each.users)}")
     if each.gone:

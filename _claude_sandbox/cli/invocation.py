@@ -88,7 +88,7 @@ class Invocation:
             raise Cancelled("Nothing was changed.")
 
     def require_yes(self, question: str, otherwise: str) -> None:
-        """Ask, and raise Cancelled (`otherwise`) without a yes; nobody to ask is no yes."""
+        """Ask, and raise Cancelled (`otherwise`) unless the answer is yes; nobody to ask counts as no."""
         agreed = self.confirm(question)
         if not agreed:
             hint = "Without a terminal, say -y." if agreed is None else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HOOKS = """usage: claude-hooks-server [--help]
 
 Receives Claude Code's hook events from this user's sandboxes. It is started when it is needed; by hand
-it runs in the foreground, for a service manager. `claude-sandbox restart-hooks` starts it anew.
+it runs in the foreground, for a service manager. `claude-sandbox restart-hooks` restarts it.
 """
 
 
@@ -33,7 +33,7 @@ def hooks_server(arguments: Sequence[str]) -> int:
 
 
 def _notifier(server: HooksServer) -> Notifier:
-    """Notifications for the hooks server: what was answered by one is told to it."""
+    """Notifications for the hooks server; a choice that was answered through one is reported to the server."""
     from _claude_sandbox.hooks import client, registration
     from _claude_sandbox.notify.notifier import Notifier
 

@@ -156,7 +156,7 @@ def store_token(text: str) -> Path:
     token = text.strip()
     if not _TOKEN.fullmatch(token):
         raise UsageError(
-            "That is no token of `claude setup-token`.",
+            "That is not a token of `claude setup-token`.",
             details="It is one line of 20 or more letters, digits and -_.~+/= without blanks.",
         )
     if token.startswith("sk-ant-api"):
@@ -228,7 +228,7 @@ def guest_url(url: str) -> str:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
-        raise UsageError(f"ANTHROPIC_BASE_URL is no URL: {url}") from error
+        raise UsageError(f"Invalid ANTHROPIC_BASE_URL, not a URL: {url}") from error
     if not is_loopback(host):
         return url
     user, at, _ = parts.netloc.rpartition("@")

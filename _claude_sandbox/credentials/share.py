@@ -24,7 +24,7 @@ def sync_running(
     """Collect from every running sandbox that shares this login, then hand on what the host has now.
 
     A guest that does not answer within `budget` seconds in all is left out; failures are warnings.
-    Returns what was taken over, so that the user can be told which sandbox changed the login.
+    Returns what was taken over, so that the caller can report which sandbox changed the login.
     """
     guests = {name: guest for name, guest in guests.items() if login.shares(name)}
     if not guests:

@@ -195,7 +195,7 @@ class KeychainStore:
 
 @dataclass(frozen=True)
 class BesideStore:
-    """The store of the user's own Claude, which is only ever read, and one of ours for what comes back.
+    """The store of the user's own Claude, which is only read, with our store beside it for what comes back.
 
     Ours counts for as long as the user's has not changed since: a login that the user makes on the host wins.
     """

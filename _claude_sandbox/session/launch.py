@@ -65,7 +65,7 @@ def run_claude(
 
 
 def _live(ctx: Context, tmux: Tmux, instance: Instance) -> str | None:
-    """A session of ours in which this VM's Claude runs, in the tmux server of this terminal.
+    """Our session in which this VM's Claude runs, in the tmux server of this terminal.
 
     The last release set no marks: a session without one is ours when the record of its launch says so.
     """

@@ -70,7 +70,7 @@ def directory() -> Path:
 
 def _file(uuid: str) -> Path:
     if not _UUID.fullmatch(uuid):
-        raise ValueError(f"{uuid!r} is no session's name")
+        raise ValueError(f"{uuid!r} is not a session's name")
     return directory() / f"{uuid}.json"
 
 
@@ -237,7 +237,7 @@ def _foreground_ps(runner: Runner, pid: int, tty: str) -> bool:
 
 
 def looked_at(record: Record, runner: Runner) -> bool:
-    """Whether the user has this session before their eyes, as far as that can be told (facts/checked.md).
+    """Whether the user is looking at this session, as far as we can know (facts/checked.md).
 
     In tmux: a client shows the pane, and has the focus (with focus-events on; without, tmux calls every
     client focused) or had a key typed within LOOKING seconds. Without tmux: the terminal had.

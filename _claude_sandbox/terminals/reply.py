@@ -41,7 +41,7 @@ def reply(
 ) -> Replied:
     """Answer `session` as the user saw it. `now` tells its state at this moment; `attach`: how to go there.
 
-    Raises RefusedError, and SandboxNotFoundError when there is no pane of ours.
+    Raises RefusedError, and SandboxNotFoundError when we recorded no pane for it.
     """
     attach = attach or f"Attach and answer there: claude-sandbox -d {session.project}"
     text = typed(text)
@@ -134,7 +134,7 @@ def _send(session: Session, tmux: Tmux, pane: Pane, text: str, attach: str) -> R
         tmux.screen(pane.id)
     ):  # a dialog came meanwhile: Enter would choose in it
         raise RefusedError(
-            "Claude's screen changed while the text was pasted; it stands there and was not sent.",
+            "Claude's screen changed while the text was pasted; the text is in its prompt and was not sent.",
             resolution=attach,
         )
     tmux.paste(pane.id, b"\r", bracketed=False)

@@ -64,7 +64,7 @@ def apt_lines(suite: Distribution, etc_apt: Path = Path("/etc/apt")) -> list[str
 
 
 def without_credentials(line: str) -> str:
-    """A source line for the image itself: what stands before an @ in its address stays here."""
+    """A source line as the image gets it: without the login before the @ in its address."""
     return re.sub(r"(https?://)[^/@\s]+@", r"\1", line)
 
 

@@ -1,4 +1,4 @@
-"""A guest image from packages alone: mmdebstrap, a few files of ours, ext4, qcow2 (spec 8.2).
+"""A guest image from packages alone: mmdebstrap, a few of our files, ext4, qcow2 (spec 8.2).
 
 No bootloader: Lima boots the image's kernel and initrd directly (facts/linux-host.md). The finished
 image is kept by its recipe: what went into it, and the week, so that it does not grow old.
@@ -204,7 +204,7 @@ def _remove(runner: Runner, work: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         info = work.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-            raise CreateError(f"{work} stands in the way and is not yours.", resolution="Remove it by hand.")
+            raise CreateError(f"{work} exists already and is not yours.", resolution="Remove it by hand.")
         if os.getuid() != 0 and (work / "root").exists():
             runner.run(Command((*_as_root(), "rm", "-rf", str(work / "root"))), timeout=600)
         shutil.rmtree(work)

@@ -147,7 +147,7 @@ def _shown_file() -> Path:
 def attach(call: Invocation, row: Row) -> str:
     """This terminal onto the row's Claude; returns what is to be said afterwards.
 
-    Raises SandboxNotFoundError when no terminal of ours runs it, and RefusedError when it runs in one without tmux.
+    Raises SandboxNotFoundError when none of our terminals runs it, and RefusedError when it runs in one without tmux.
     """
     record = sandbox_overview.pane_record(_session_of(row))
     if record is None:

@@ -94,7 +94,7 @@ def _disks() -> list[disks_store.Golden]:
 
 
 def _free_disks(call: Invocation) -> list[disks_store.Golden]:
-    """Free the golden disks that nothing uses any more; returns those that a foreign VM stands on."""
+    """Free the golden disks that nothing uses any more; returns those that back a VM which is not ours."""
     try:
         disks_store.free(paths.lima_home())
         return [each for each in disks_store.survey(paths.lima_home()) if each.path.exists()]

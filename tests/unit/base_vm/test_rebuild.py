@@ -248,7 +248,7 @@ def test_a_missing_tool_swaps_nothing(box: Box) -> None:
     assert inode(box) == before
 
 
-# -- what stands in the way --------------------------------------------------------------------------
+# -- what is already there ---------------------------------------------------------------------------
 
 
 def test_a_foreign_vm_is_never_touched(box: Box) -> None:
