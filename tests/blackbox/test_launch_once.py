@@ -13,8 +13,8 @@ from tests.support.box import ROOT, TIMEOUT, Box
 
 APP = "claude-sandbox-app"
 ONCE = (
-    "config/table.py:project_directory",
-    "config/table.py:load",
+    "config/load.py:project_directory",
+    "config/load.py:load",
     "vm/lookup.py:by_name",
     "claude_home/prepare.py:bring_up_to_date",
     "claude_home/prepare.py:environment",
