@@ -33,7 +33,6 @@ CEILING = {
     "hooks": 10,
     "lima": 2,
     "notify": 8,
-    "sandbox": 3,
     "system": 5,
     "vm": 23,
     "voice": 5,

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.hooks.attention import DONE, ENDED, FAILED, IDLE, NEEDS_INPUT, WORKING
+from _claude_sandbox.lima.limactl import RUNNING
 from _claude_sandbox.notify.policy import label
-from _claude_sandbox.sandbox.overview import RUNNING, Row
+from _claude_sandbox.sandbox.overview import Row
 from _claude_sandbox.system.text import clean
 from _claude_sandbox.system.units import format_size
 

@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.credentials import stores
-from _claude_sandbox.credentials.record import UNDO_MS, Change, Record, Row, Verdict, judge, mark
+from _claude_sandbox.credentials.record import (
+    UNDO_MS,
+    Record,
+    SandboxLogin,
+    StoreChange,
+    Verdict,
+    credential_hash,
+    judge,
+)
 from _claude_sandbox.credentials.stores import Store
 from _claude_sandbox.credentials.variables import Variable
 from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.lima.context import Confirm, nobody
 from _claude_sandbox.system import files
 
 Warn = Callable[[str], None]
-Ask = Callable[[str], bool | None]
-"""Puts a yes/no question to the user; None when there is nobody to ask."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,6 @@ class Collected:
 
     sandbox: str
     where: str
-
-
-def nobody(_question: str) -> bool | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class CredentialLogin:
     store: Store
     state: Path
     warn: Warn
-    ask: Ask = nobody
+    ask: Confirm = nobody
 
     @property
     def description(self) -> str:
@@ -62,13 +65,13 @@ class CredentialLogin:
         mine, value = stores.parse(self._read()), stores.parse(there)
         try:
             with self._recorded() as record:
-                row = record.sandboxes.get(sandbox) or Row(self.store.where)
+                row = record.sandboxes.get(sandbox) or SandboxLogin(self.store.where)
                 wanted = mine is not None and (
                     value is None
                     or (value != mine and self._judge(record, value, account, mine, sandbox) is Verdict.OURS)
                 )
                 if mine is not None and (wanted or value == mine):
-                    row = row.given(mark(mine))
+                    row = row.with_handed(credential_hash(mine))
                 own = row.own and value is not None
                 record.sandboxes[sandbox] = replace(row, store=self.store.where, own=own).met_at(
                     stores.now_ms()
@@ -105,7 +108,7 @@ class CredentialLogin:
             return self._collect(value, sandbox, account, agreed=True)[1]
         try:
             with self._recorded() as record:
-                row = record.sandboxes.get(sandbox) or Row(self.store.where)
+                row = record.sandboxes.get(sandbox) or SandboxLogin(self.store.where)
                 record.sandboxes[sandbox] = replace(row, own=True)
         except (OSError, ClaudeSandboxError) as error:
             self.warn(f"Not noted that {sandbox} keeps its own login: {_reason(error)}")
@@ -120,14 +123,16 @@ class CredentialLogin:
         with self._recorded() as record:
             before, now = self.store.previous(), self.store.read()
             change, current = record.stores.get(self.store.where), stores.parse(now)
-            changed_since = change is not None and (current is None or change.mark != mark(current))
+            changed_since = change is not None and (
+                current is None or change.mark != credential_hash(current)
+            )
             if before is None or stores.parse(before) is None or changed_since:
                 return None
             # In this order a kill in between leaves the undone state, without a way back to the wrong one.
             self.store.replace(before, None)
             if now is not None:
                 self.store.keep(now)
-            by = record.stores.pop(self.store.where, Change()).by
+            by = record.stores.pop(self.store.where, StoreChange()).by
             if by in record.sandboxes:
                 record.sandboxes[by] = replace(record.sandboxes[by], undone=True)
         return by
@@ -160,7 +165,7 @@ class CredentialLogin:
         sandbox: str,
     ) -> Verdict:
         where = self.store.where
-        change = record.stores.get(where, Change())
+        change = record.stores.get(where, StoreChange())
         row, now = record.sandboxes.get(sandbox), stores.now_ms()
         return judge(value, account, current=current, row=row, store=where, change=change, now=now)
 
@@ -168,11 +173,13 @@ class CredentialLogin:
         self, record: Record, value: dict[str, Any], account: str, sandbox: str, raw: bytes | None
     ) -> None:
         where, now, current = self.store.where, stores.now_ms(), stores.parse(raw)
-        change = record.stores.get(where, Change())
-        valid = current is not None and change.mark == mark(current)
+        change = record.stores.get(where, StoreChange())
+        valid = current is not None and change.mark == credential_hash(current)
         again = valid and change.by == sandbox and 0 <= now - change.since < UNDO_MS
         known = change.account if valid else ""
-        record.stores[where] = Change(mark(value), account or known, sandbox, change.since if again else now)
+        record.stores[where] = StoreChange(
+            credential_hash(value), account or known, sandbox, change.since if again else now
+        )
         # Before the store: killed in between, the guest's is still what was not taken over yet.
         record.save(self._record)
         try:
@@ -181,7 +188,7 @@ class CredentialLogin:
             record.stores[where] = change
             record.save(self._record)
             raise
-        row = (record.sandboxes.get(sandbox) or Row(where)).given(mark(value))
+        row = (record.sandboxes.get(sandbox) or SandboxLogin(where)).with_handed(credential_hash(value))
         record.sandboxes[sandbox] = replace(row, store=where, own=False, undone=False, met=now)
 
     @property

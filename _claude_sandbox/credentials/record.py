@@ -45,10 +45,10 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Row:
+class SandboxLogin:
     """One sandbox: the store on the host that its login comes from, and hashes of what it was handed, newest last.
 
-    `own`: the user said that it keeps a login of its own. `undone`: a login from there was undone. `met`: ms.
+    `own`: the user said that it keeps its own login. `undone`: a login from there was undone. `met`: ms.
     """
 
     store: str
@@ -57,17 +57,17 @@ class Row:
     undone: bool = False
     met: int = 0
 
-    def given(self, mark: str) -> Row:
-        rest = tuple(each for each in self.handed if each != mark)
-        return replace(self, handed=(*rest, mark)[-KEPT:])
+    def with_handed(self, hashed: str) -> SandboxLogin:
+        rest = tuple(each for each in self.handed if each != hashed)
+        return replace(self, handed=(*rest, hashed)[-KEPT:])
 
-    def met_at(self, now: int) -> Row:
+    def met_at(self, now: int) -> SandboxLogin:
         """To the day: otherwise each launch would write the record."""
         return replace(self, met=now) if abs(now - self.met) > 24 * HOUR_MS else self
 
 
 @dataclass(frozen=True)
-class Change:
+class StoreChange:
     """The last credential that a store took from a guest: its hash, the account that was named with it,
     which sandbox it came from, and since when (ms) that one has been the last to change it."""
 
@@ -79,8 +79,8 @@ class Change:
 
 @dataclass
 class Record:
-    sandboxes: dict[str, Row] = field(default_factory=dict)
-    stores: dict[str, Change] = field(default_factory=dict)
+    sandboxes: dict[str, SandboxLogin] = field(default_factory=dict)
+    stores: dict[str, StoreChange] = field(default_factory=dict)
 
     @classmethod
     def load(cls, file: Path) -> Record:
@@ -90,10 +90,10 @@ class Record:
             return cls()
         try:
             rows = {
-                name: Row(**{**row, "handed": tuple(row["handed"])})
+                name: SandboxLogin(**{**row, "handed": tuple(row["handed"])})
                 for name, row in data["sandboxes"].items()
             }
-            return cls(rows, {where: Change(**change) for where, change in data["stores"].items()})
+            return cls(rows, {where: StoreChange(**change) for where, change in data["stores"].items()})
         except (AttributeError, KeyError, TypeError):
             return cls()
 
@@ -104,7 +104,7 @@ class Record:
         files.write_json(file, {"schema": SCHEMA, "sandboxes": rows, "stores": stores})
 
 
-def mark(value: dict[str, Any]) -> str:
+def credential_hash(value: dict[str, Any]) -> str:
     """The hash by which a credential is known again."""
     return hashlib.sha256(f"{value['accessToken']}\n{value['refreshToken']}".encode()).hexdigest()
 
@@ -114,9 +114,9 @@ def judge(
     account: str,
     *,
     current: dict[str, Any] | None,
-    row: Row | None,
+    row: SandboxLogin | None,
     store: str,
-    change: Change,
+    change: StoreChange,
     now: int,
 ) -> Verdict:
     """What to do with the credential `value` of a guest that calls itself `account` (empty: it says none).
@@ -126,19 +126,21 @@ def judge(
     """
     if row is not None and row.own:
         return Verdict.LEAVE
-    if mark(value) in (row.handed if row else ()) or (current is not None and mark(value) == mark(current)):
+    if credential_hash(value) in (row.handed if row else ()) or (
+        current is not None and credential_hash(value) == credential_hash(current)
+    ):
         return Verdict.OURS
     if value["expiresAt"] > now + NEWEST:
         return Verdict.DATES
     if current is None:
-        return _first(value, row, store, now)
+        return _judge_first(value, row, store, now)
     stale = value["expiresAt"] < now <= current["expiresAt"]
     if row is None or row.store != store:
         return Verdict.OURS if stale else Verdict.UNKNOWN
-    if another(value, account, current, change):
+    if differs_in_account(value, account, current, change):
         return Verdict.ACCOUNT
     # The user has replaced the host's one meanwhile: as with settings, the host's change wins.
-    replaced = row.handed[-1:] != (mark(current),) and change.mark != mark(current)
+    replaced = row.handed[-1:] != (credential_hash(current),) and change.mark != credential_hash(current)
     if stale or replaced:
         return Verdict.OURS
     if value["expiresAt"] < now - OLDEST:
@@ -146,7 +148,7 @@ def judge(
     return Verdict.UNDONE if row.undone else Verdict.TAKE
 
 
-def _first(value: dict[str, Any], row: Row | None, store: str, now: int) -> Verdict:
+def _judge_first(value: dict[str, Any], row: SandboxLogin | None, store: str, now: int) -> Verdict:
     """The host has none yet."""
     if value["expiresAt"] < now - OLDEST:
         return Verdict.LEAVE
@@ -155,8 +157,10 @@ def _first(value: dict[str, Any], row: Row | None, store: str, now: int) -> Verd
     return Verdict.TAKE if row is None or row.store == store else Verdict.UNKNOWN
 
 
-def another(value: dict[str, Any], account: str, current: dict[str, Any], change: Change) -> bool:
+def differs_in_account(
+    value: dict[str, Any], account: str, current: dict[str, Any], change: StoreChange
+) -> bool:
     """Whether the two say that they belong to different accounts. Who says nothing does not differ."""
-    known = change.account if change.mark == mark(current) else ""
+    known = change.account if change.mark == credential_hash(current) else ""
     plans = [each.get("subscriptionType") for each in (value, current)]
     return bool(account and known and account != known) or bool(all(plans) and plans[0] != plans[1])

@@ -22,10 +22,11 @@ from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from _claude_sandbox.credentials import stores
-from _claude_sandbox.credentials.exchange import Ask, Collected, CredentialLogin, Warn, nobody
+from _claude_sandbox.credentials.exchange import Collected, CredentialLogin, Warn
 from _claude_sandbox.credentials.stores import BesideStore, FileStore, KeychainStore, Store
 from _claude_sandbox.credentials.variables import Variable
 from _claude_sandbox.errors import ClaudeSandboxError, UsageError
+from _claude_sandbox.lima.context import Confirm, nobody
 from _claude_sandbox.system import files, paths
 from _claude_sandbox.system.run import Runner
 
@@ -111,7 +112,7 @@ def select(
     runner: Runner,
     state_dir: Path,
     warn: Warn,
-    ask: Ask = nobody,
+    ask: Confirm = nobody,
     platform: str = sys.platform,
 ) -> Login:
     """The one credential to use. Raises UsageError for a variable that cannot be a credential."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox.credentials.record import mark
+from _claude_sandbox.credentials.record import credential_hash
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import files
 from _claude_sandbox.system.jsonio import parse_object
@@ -228,4 +228,4 @@ def _origin(raw: bytes) -> object:
 
 def _mark(raw: bytes | None) -> str:
     value = parse(raw)
-    return "none" if value is None else mark(value)
+    return "none" if value is None else credential_hash(value)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def project_lock(ctx: Context, project: Path) -> Iterator[None]:
-    """Hold the project's lock; say once that somebody else has it."""
+    """Hold the project's lock; report once that another process has it."""
 
     def waiting(who: str) -> None:
         ctx.progress.note(f"Another claude-sandbox works on this project; waiting for it: {who} …")
@@ -296,7 +296,7 @@ class Outcome:
 
 
 def stop_all(ctx: Context, *, force: bool = False) -> Outcome:
-    """Stop every running sandbox of ours. Raises LimaError when Lima does not say which there are."""
+    """Stop each of our running sandboxes. Raises LimaError when Lima does not say which there are."""
     outcome = Outcome()
     for instance in vm_lookup.ours(ctx):
         project = project_of(instance)

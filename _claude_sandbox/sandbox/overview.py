@@ -1,6 +1,6 @@
-"""What the people's verbs know: every Claude session as the hooks server left it, and what a user calls one.
+"""Every sandbox with its Claude sessions, as the hooks server left them, and which of them a user names.
 
-Only files are read here (state.json, instance directories): `watch` looks several times a second.
+Only files are read here (state.json, instance directories): `watch` does it several times a second.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from _claude_sandbox.errors import ClaudeSandboxError, SandboxNotFoundError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import DONE, ENDED, FAILED, IDLE, NEEDS_INPUT, WORKING, Session
 from _claude_sandbox.lima.context import Context
-from _claude_sandbox.lima.limactl import Instance
+from _claude_sandbox.lima.limactl import RUNNING, Instance
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.vm import lookup as vm_lookup
 from _claude_sandbox.vm.mark import project_of
 
-RUNNING = "Running"
 # Who comes first: in a table, and for `next` (which takes the first three only).
 ORDER = (NEEDS_INPUT, FAILED, DONE, IDLE, WORKING, ENDED)
 NEXT = (NEEDS_INPUT, FAILED, DONE)
@@ -53,9 +52,9 @@ def rows(ctx: Context) -> list[Row]:
     return arrange([(each.name, _project(each), each.status) for each in instances], hooks_client.sessions())
 
 
-def arrange(boxes: Iterable[tuple[str, Path, str]], known: Sequence[Session]) -> list[Row]:
+def arrange(sandboxes: Iterable[tuple[str, Path, str]], known: Sequence[Session]) -> list[Row]:
     found = []
-    for name, project, status in boxes:
+    for name, project, status in sandboxes:
         live = [s for s in known if s.sandbox == name and s.state != ENDED] if status == RUNNING else []
         found += [Row(name, project, status, session) for session in live] or [Row(name, project, status)]
     return sorted(found, key=_rank)
@@ -77,7 +76,7 @@ def waiting(ctx: Context) -> list[Row]:
 
 
 def named(ctx: Context, name: str) -> list[Row]:
-    """The rows that a user means by a VM's name, a project's name or a path. Raises SandboxNotFoundError."""
+    """The rows that a user names by a VM's name, a project's name or a path. Raises SandboxNotFoundError."""
     everything = rows(ctx)
     path = os.path.realpath(os.path.expanduser(name))
     for means in (

@@ -1,4 +1,4 @@
-"""The verb `prune --cache`: golden disks on which no VM stands, and what a rebuild would fetch or make again."""
+"""The verb `prune --cache`: golden disks that no VM uses, and what a rebuild would fetch or make again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BUILD = {"images": "guest images from packages", "npm": "packages from npm"}
 
 @dataclass(frozen=True)
 class Cached:
-    """Something that can go: `size` in bytes on the disk."""
+    """Something that can be removed: `size` in bytes on the disk."""
 
     path: Path
     size: int
@@ -27,21 +27,21 @@ class Cached:
 
 
 def freeable(lima_home: Path) -> list[Cached]:
-    """What nothing uses now. Raises DiskError when a VM cannot be looked at."""
+    """What nothing uses now. Raises DiskError when a VM cannot be read."""
     disks = [Cached(g.path, g.size, "disk that no VM uses") for g in disks_store.unused(lima_home)]
     with no_build() as idle:
         return disks + (_build_caches() if idle else [])
 
 
 def free(lima_home: Path, *, tell: Tell = nobody) -> list[Cached]:
-    """Remove that, each looked at again under its lock; returns what went."""
-    freed = disks_store.free(lima_home, tell=tell)
-    gone = [Cached(g.path, g.size, "disk that no VM used") for g in freed]
+    """Remove what nothing uses, each checked again under its lock; returns what was removed."""
+    disks = disks_store.free(lima_home, tell=tell)
+    removed = [Cached(disk.path, disk.size, "disk that no VM used") for disk in disks]
     with no_build() as idle:
         for each in _build_caches() if idle else []:
             shutil.rmtree(each.path)
-            gone.append(each)
-    return gone
+            removed.append(each)
+    return removed
 
 
 def kept(lima_home: Path) -> list[disks_store.Golden]:

@@ -39,7 +39,7 @@ def _delete(ctx: Context, instance: Instance) -> None:
     """
     mark = mark_of(instance)
     if mark is None or mark.kind != vm_mark.SANDBOX or mark.project is None:
-        raise SandboxNotFoundError(f"{instance.name} is not a sandbox of ours.")
+        raise SandboxNotFoundError(f"{instance.name} is not one of our sandboxes.")
     vm_stop.check_no_link(ctx, instance.name)
     vm_stop.check_unprotected(ctx, instance.name)
     with contextlib.suppress(ClaudeSandboxError):

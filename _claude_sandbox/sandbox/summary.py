@@ -62,7 +62,7 @@ class Sandbox:
         return cls.of(instance)
 
     def events(self, *, follow: bool = True, since_ns: int = 0) -> Iterator[Event | Session]:
-        """What Claude Code tells from this sandbox: `Event` for each hook event, `Session` for each Claude session
+        """What Claude Code reports from this sandbox: `Event` for each hook event, `Session` for each Claude session
         as it is now and whenever its attention changes (docs/hooks.md).
 
         With `since_ns` (ns since 1970) first the events of the log from then on. With `follow` it goes on

@@ -15,6 +15,7 @@ from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotF
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import NEEDS_INPUT, Session
 from _claude_sandbox.hooks.event import HOST_REPLIED
+from _claude_sandbox.lima.limactl import RUNNING
 from _claude_sandbox.sandbox import lifecycle as sandbox_lifecycle
 from _claude_sandbox.sandbox import overview as sandbox_overview
 from _claude_sandbox.sandbox.overview import Row
@@ -87,7 +88,7 @@ def _said(do: Callable[[], str]) -> str:
 
 
 def _stop(call: Invocation, row: Row) -> str:
-    if row.status != sandbox_overview.RUNNING:
+    if row.status != RUNNING:
         return f"{row.sandbox} does not run."
     if not terminal.ask(f"Stop {row.sandbox}?"):
         return "Nothing was stopped."
