@@ -206,6 +206,7 @@ def measure(posts: int, events: int) -> dict[str, object]:
             os.environ[name] = str(root / where)
         for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "DISPLAY", "DBUS_SESSION_BUS_ADDRESS"):
             os.environ.pop(name, None)
+        from _claude_sandbox.daemon import client as daemon_client
         from _claude_sandbox.hooks import client as hooks_client
         from _claude_sandbox.hooks.registration import Registration
 
@@ -222,8 +223,8 @@ def measure(posts: int, events: int) -> dict[str, object]:
         argv = [sys.executable, "-c", PLAIN, str(root / "plain.sock")]
         plain = subprocess.Popen(argv, start_new_session=True)
         try:
-            hooks_client.ensure()
-            worker = psutil.Process(hooks_client.ask("GET", "/state")["server"]["pid"])
+            daemon_client.ensure()
+            worker = psutil.Process(daemon_client.ask("GET", "/state")["server"]["pid"])
             while not (root / "plain.sock").exists():
                 time.sleep(0.05)
             senders = [Sender(hooks_client.intake_socket(box.tag)) for box in boxes]
@@ -242,7 +243,7 @@ def measure(posts: int, events: int) -> dict[str, object]:
         finally:
             plain.kill()
             plain.wait()
-            hooks_client.stop()
+            daemon_client.stop()
 
 
 def latency(name: str) -> None:

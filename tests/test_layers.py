@@ -22,15 +22,16 @@ FOLDERS = {
     "disks": "system config lima",
     "vm": "system config lima disks",
     "base_vm": "system lima disks vm",
-    "hooks": "system lima",
+    "daemon": "system lima",
+    "hooks": "system lima daemon",
     "credentials": "system lima",
     "claude_home": "system config lima vm hooks credentials",
     "terminals": "system hooks",
-    "notify": "system config hooks terminals",
-    "voice": "system lima terminals notify",
+    "notify": "system config hooks terminals daemon",
+    "voice": "system lima daemon terminals notify",
     "sandbox": "system config lima host disks vm base_vm hooks credentials claude_home terminals",
     "session": "system config lima vm claude_home terminals voice",
-    "cli": "system config lima host disks vm base_vm hooks credentials claude_home terminals notify voice"
+    "cli": "system config lima host disks vm base_vm daemon hooks credentials claude_home terminals notify voice"
     " sandbox session",
 }
 
@@ -40,7 +41,7 @@ HEAVY = {"yaml", "psutil", "platformdirs", "rich", "asyncio", "aiohttp"}
 SERVER = {
     "hooks.turns", "hooks.served", "hooks.control", "hooks.feed", "hooks.intake", "hooks.server", "system.unix_http",
     "lima.socket_forward", "notify.notifier", "notify.channels", "notify.channel_macos", "voice.stream",
-    "voice.indicator", "voice.server",
+    "voice.indicator", "voice.server", "daemon.service", "daemon.links", "daemon.workers",
 }  # fmt: skip
 
 

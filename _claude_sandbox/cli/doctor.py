@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox.config.load import users_own
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.disks import store as disks_store
 from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.host import accelerator, install_lima, inventory, run_as
 from _claude_sandbox.lima import context as lima_context
 from _claude_sandbox.system import daemon, paths, program
@@ -223,13 +223,15 @@ def _hooks_server() -> Check:
     name, remedy = "hooks server", "claude-sandbox restart-hooks"
     if importlib.util.find_spec("aiohttp") is None:
         return Check(name, False, "the Python package aiohttp is missing", "reinstall claude-sandbox")
-    if daemon.former(hooks_client.daemon()):
+    if daemon_client.former():
         return Check(name, None, "one of the last release runs; the next Claude replaces it", remedy)
-    if not hooks_client.running():
+    if not daemon_client.running():
         return Check(name, True, "does not run; it is started when a sandbox needs it")
-    if not daemon.running(hooks_client.daemon()):
-        return Check(name, False, f"runs but does not answer; its log is {hooks_client.daemon().log}", remedy)
-    if daemon.told(hooks_client.daemon()).get("version") != program.version():
+    if not daemon.running(daemon_client.daemon()):
+        return Check(
+            name, False, f"runs but does not answer; its log is {daemon_client.daemon().log}", remedy
+        )
+    if daemon.read_pid_file(daemon_client.daemon()).get("version") != program.version():
         return Check(name, None, "runs in another version; the next Claude replaces it", remedy)
     return Check(name, True, "runs")
 

@@ -1,5 +1,6 @@
 # Brings the queued events of hook.sh to the host: as the remote command of the forward (lima/socket_forward.py), from
-# when the socket is there until stdin ends. $ARGV[0]: the socket. Perl without modules that perl-base lacks.
+# when the socket is there until stdin ends. $ARGV[0]: the socket; $ARGV[1]: the service's name, for the line
+# `ready NAME`. Perl without modules that perl-base lacks.
 #
 # In order of each queue, batch by batch, each again until the host has answered which is the last that it
 # has; what it has is removed. hook.sh wakes us by a fifo; nothing is polled. One at a time: a service whose
@@ -15,7 +16,7 @@ use constant {
     SHORT => 0.2, LONG => 10,           # seconds between tries
     ANSWER => 20,                       # seconds for a whole exchange
 };
-my ($socket) = @ARGV;
+my ($socket, @name) = @ARGV;
 my $spool = "$ENV{HOME}/.claude-sandbox/hooks";
 my $largest = BODY;
 my $pause = SHORT;
@@ -31,7 +32,7 @@ take_turn();
 sysopen my $wake, 'wake', O_RDWR | O_NONBLOCK or die "wake: $!\n";
 open my $file, '<', '/proc/sys/kernel/random/boot_id' or die "boot_id: $!\n";
 my $boot = <$file> =~ s/[^0-9a-f]//gr;
-print "ready\n";
+print "@{['ready', @name]}\n";
 
 while (1) {
     1 while sysread $wake, my $bytes, 4096;

@@ -1,38 +1,27 @@
-"""The hooks server as the command line sees it: start, stop, register a sandbox, read what it knows.
+"""The hooks server as the command line sees it: register a sandbox, read what it knows.
 
 `status` and `list` read state.json and a lock, nothing else: so this module imports little, and what
-costs time is imported where it is used. The server itself is hooks/server.py.
+costs time is imported where it is used. Its process is the daemon (daemon/client.py), the server itself hooks/server.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _claude_sandbox.errors import ClaudeSandboxError
+from _claude_sandbox.daemon import client as daemon
 from _claude_sandbox.system import paths
-from _claude_sandbox.system.files import is_locked
-from _claude_sandbox.system.jsonio import parse_object, read_object
+from _claude_sandbox.system.jsonio import read_object
 
 if TYPE_CHECKING:
     from _claude_sandbox.hooks.attention import Session
     from _claude_sandbox.lima.limactl import Instance
-    from _claude_sandbox.system.daemon import Daemon
 
-VERB = "_hooks-server"
 SCHEMA = 1
 ENDED = "ended"
 _TEXTS = ("session_id", "sandbox", "project", "state", "message", "tool", "wants", "uuid", "cwd")
 _NUMBERS = ("since_ns", "seq", "background", "started_ns")
-
-
-def directory() -> Path:
-    """Sockets, lock, pid file, registrations: 0700, gone after a reboot."""
-    return paths.private_dir(paths.runtime_dir() / "hooks")
 
 
 def state_directory() -> Path:
@@ -42,134 +31,61 @@ def state_directory() -> Path:
 
 def intake_socket(tag: str) -> Path:
     """A sandbox's socket on the host (`Instance.tag`)."""
-    return paths.private_dir(directory() / "in") / f"{tag}.sock"
+    return paths.private_dir(daemon.directory() / "in") / f"{tag}.sock"
 
 
 def registrations() -> Path:
-    return paths.private_dir(directory() / "sandboxes")
+    return paths.private_dir(daemon.directory() / "sandboxes")
 
 
-def control_socket() -> Path:
-    return directory() / "control.sock"
+def session_records() -> Path:
+    """Where each running Claude has its terminal's record (terminals/records.py)."""
+    return paths.private_dir(daemon.directory() / "sessions")
 
 
 def feed_socket() -> Path:
-    return directory() / "events.sock"
-
-
-def daemon() -> Daemon:
-    from _claude_sandbox.system.daemon import Daemon
-
-    return Daemon("hooks", VERB, directory(), state_directory() / "server.log", control_socket())
-
-
-# -- the process ---------------------------------------------------------------------------------
-
-
-def running() -> bool:
-    """Whether it lives: one look at its lock."""
-    return is_locked(paths.runtime_dir() / "hooks" / "server.lock")
+    return daemon.directory() / "events.sock"
 
 
 def ensure() -> bool:
-    """Make sure that one of this version runs; whether it was started now. Raises HostSetupError."""
-    from _claude_sandbox.system import daemon as system_daemon
-
-    return system_daemon.ensure(daemon(), ask_to_stop=_ask_to_stop)
-
-
-def stop() -> bool:
-    """Whether there was one. Raises ClaudeSandboxError when it does not stop."""
-    from _claude_sandbox.system import daemon as system_daemon
-
-    replaced = stop_former()
-    return system_daemon.stop(daemon(), ask_to_stop=_ask_to_stop) or replaced
-
-
-def stop_former() -> bool:
-    """Stop our server of the last release, and take the registrations of our sandboxes from where it had
-    them: two servers of one sandbox would notify twice. Whether there was one. Raises ClaudeSandboxError."""
-    from _claude_sandbox.hooks import registration
-    from _claude_sandbox.system import daemon as system_daemon
-    from _claude_sandbox.system import runtime_dir
-
-    found = system_daemon.former(daemon())
-    for old in found:
-        system_daemon.stop(old, ask_to_stop=functools.partial(_ask_to_stop, old.socket))
-    for place in runtime_dir.former():
-        with contextlib.suppress(OSError):
-            if runtime_dir.is_private(place):
-                registration.take_over(Path(place) / "hooks" / "sandboxes", registrations())
-    return bool(found)
-
-
-def restart() -> None:
-    """The verb `restart-hooks`. Raises HostSetupError, ClaudeSandboxError."""
-    stop()
-    ensure()
-
-
-def _ask_to_stop(control: Path | None = None) -> None:
-    ask("POST", "/stop", control=control)
-
-
-def ask(
-    method: str,
-    path: str,
-    body: Mapping[str, Any] | None = None,
-    *,
-    timeout: float = 10,
-    control: Path | None = None,
-) -> dict[str, Any]:
-    """One request to the server's control socket (`control`: of another server). Raises OSError,
-    ClaudeSandboxError (it refused)."""
-    import socket
-
-    data = json.dumps(body or {}).encode()
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: hooks\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(timeout)
-        client.connect(str(control or control_socket()))
-        client.sendall(head.encode() + data)
-        answered = b"".join(iter(lambda: client.recv(65536), b""))
-    status, _, text = answered.partition(b"\r\n\r\n")
-    value = parse_object(text)
-    if value is None or b" 200 " not in status.split(b"\r\n")[0]:
-        why = value.get("error") if value else None
-        raise ClaudeSandboxError(f"The hooks server refused {path}.", details=why)
-    return value
+    """Make sure that the server runs, in this version; whether it was started now. Raises HostSetupError."""
+    return daemon.ensure()
 
 
 # -- sandboxes -----------------------------------------------------------------------------------
 
 
-def register(instance: Instance, project: Path | str, *, uid: int, voice: bool = False) -> None:
+def register(instance: Instance, project: Path | str, *, uid: int) -> None:
     """Tell the server of a sandbox that runs (at each launch; the same again is fine). It hears at once,
     or within seconds. Raises OSError."""
     from _claude_sandbox.hooks.registration import Registration
 
     wanted = Registration(
-        instance.name, instance.dir, str(project), instance.ssh_host, instance.ssh_config, uid, voice
+        instance.name, instance.dir, str(project), instance.ssh_host, instance.ssh_config, uid
     )
     file = registrations() / f"{wanted.tag}.json"
     if Registration.read(file) != wanted:
         wanted.write(registrations())
-    refresh_server()
+    daemon.refresh()
 
 
 def unregister(instance: Instance) -> None:
     """The sandbox is being deleted: nothing of it is kept."""
     (registrations() / f"{instance.tag}.json").unlink(missing_ok=True)
-    refresh_server()
+    daemon.refresh()
 
 
-def refresh_server() -> None:
-    """Have the server look at the registrations now; no server, no harm."""
-    if running():
-        with contextlib.suppress(OSError, ClaudeSandboxError):
-            ask("POST", "/refresh", timeout=2)
+def take_over_registrations() -> None:
+    """Take the registrations of our sandboxes from where the last release had them. Does not raise."""
+    import contextlib
+
+    from _claude_sandbox.hooks import registration
+    from _claude_sandbox.system import runtime_dir
+
+    for place in runtime_dir.former():
+        with contextlib.suppress(OSError):
+            if runtime_dir.is_private(place):
+                registration.take_over(Path(place) / "hooks" / "sandboxes", registrations())
 
 
 # -- what it knows -------------------------------------------------------------------------------
@@ -181,7 +97,7 @@ def session_dicts(statuses: Mapping[str, str] | None = None) -> list[dict[str, A
 
     Empty when no server runs: nobody knows then.
     """
-    state = read_object(state_directory() / "state.json") if running() else None
+    state = read_object(state_directory() / "state.json") if daemon.running() else None
     if state is None or state.get("schema") != SCHEMA or not isinstance(state.get("sessions"), list):
         return []
     found = [each for each in state["sessions"] if _is_session(each)]

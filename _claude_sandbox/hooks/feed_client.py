@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks import log
@@ -40,7 +41,7 @@ def follow(*, after: int | None = None) -> Iterator[Event | Session]:
             shown = after or 0
             if after is None:
                 after = int(
-                    hooks_client.ask("GET", "/state")["seq"]
+                    daemon_client.ask("GET", "/state")["seq"]
                 )  # from here on, should the server go away
             else:
                 for event in log.logged(hooks_client.state_directory(), after=after):

@@ -62,4 +62,4 @@ def _hook() -> bytes:
 
 def delivery() -> str:
     """The script that runs with a forward (lima/socket_forward.py): brings what hook.sh queued to the socket."""
-    return f'exec {quoting.shell_quote(["perl", "-e", guest_script("hooks-deliver.pl")])} "$2"'
+    return f'exec {quoting.shell_quote(["perl", "-e", guest_script("hooks-deliver.pl")])} "$2" "$1"'

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from _claude_sandbox.daemon.endpoint import Endpoint
 from _claude_sandbox.lima import limactl
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import write_json
@@ -19,7 +20,7 @@ SCHEMA = 1
 
 
 def guest_socket(uid: int) -> str:
-    """The hooks' socket in a guest whose user has this id."""
+    """The hooks' socket in a guest whose user has this id: CLAUDE_HOOKS_SOCKET."""
     return f"/run/user/{uid}/claude-hooks.sock"
 
 
@@ -33,16 +34,14 @@ class Registration:
     host: str
     ssh_config: Path
     uid: int
-    voice: bool = False
 
     @property
     def tag(self) -> str:
         return limactl.tag(self.dir)
 
     @property
-    def guest_socket(self) -> str:
-        """Where the guest finds us: CLAUDE_HOOKS_SOCKET."""
-        return guest_socket(self.uid)
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.name, self.dir, self.host, self.ssh_config, self.uid)
 
     def write(self, directory: Path) -> Path:
         """Put it beside the others, atomically."""
@@ -51,7 +50,7 @@ class Registration:
             file,
             {
                 "schema": SCHEMA, "name": self.name, "dir": str(self.dir), "project": self.project,
-                "host": self.host, "ssh_config": str(self.ssh_config), "uid": self.uid, "voice": self.voice,
+                "host": self.host, "ssh_config": str(self.ssh_config), "uid": self.uid,
             },
         )  # fmt: skip
         return file
@@ -67,7 +66,7 @@ class Registration:
             return None
         found = cls(
             value["name"], Path(value["dir"]), value["project"], value["host"], Path(value["ssh_config"]),
-            value["uid"], value.get("voice") is True,
+            value["uid"],
         )  # fmt: skip
         return found if file.stem in (found.tag, limactl.tag_as_written(found.dir)) else None
 

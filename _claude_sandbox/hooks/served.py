@@ -1,4 +1,4 @@
-"""The sandboxes that the hooks server serves: a socket and a forward for each, and an eye on its VM.
+"""The sandboxes that the hooks server serves: a socket for each, and whether its VM runs.
 
 They come from registrations (hooks/registration.py); a VM is watched by its pid files. Imported by the hooks
 server only.
@@ -7,10 +7,7 @@ server only.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from _claude_sandbox.hooks import client
@@ -18,19 +15,6 @@ from _claude_sandbox.hooks import registration as hooks_registration
 from _claude_sandbox.hooks.intake import Intake, Taken
 from _claude_sandbox.hooks.registration import Registration
 from _claude_sandbox.lima import limactl, readiness
-from _claude_sandbox.lima.limactl import Instance
-
-Say = Callable[[str], None]
-
-
-class Runs(Protocol):
-    """lima.socket_forward.Forward, as far as we need it."""
-
-    async def run(self) -> None: ...
-
-
-Forwards = Callable[[Registration, Path, Callable[[], bool], Say, Callable[[bool], None]], Runs]
-"""Makes what keeps a guest's socket forwarded to ours: (registration, our socket, usable, log, on_state)."""
 
 
 class Owner(Protocol):
@@ -51,16 +35,16 @@ class ServedSandbox:
 
     registration: Registration
     intake: Intake
-    forward: asyncio.Task[None] | None = None
     boot: str | None = None
-    connected: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.registration.name
 
 
 class ServedSandboxes:
-    """`forwards` makes the forwards; None for none (tests, and a server without guests)."""
-
-    def __init__(self, owner: Owner, forwards: Forwards | None) -> None:
-        self._owner, self._forwards = owner, forwards
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
         self._served: dict[str, ServedSandbox] = {}
         self._turn = asyncio.Lock()
 
@@ -83,7 +67,7 @@ class ServedSandboxes:
                 tag for tag, sandbox in self._served.items() if wanted.get(tag) != sandbox.registration
             ]:
                 sandbox = self._served.pop(tag)
-                await self._drop(sandbox)
+                await sandbox.intake.close()
                 if tag not in wanted:  # deleted: the next sandbox of that name is another one
                     self._owner.vm_deleted(sandbox.registration.name)
             for tag, each in wanted.items():
@@ -95,7 +79,7 @@ class ServedSandboxes:
         """Look at the VMs: cheap, every second. The sessions of one that stopped, or was started anew, end."""
         for sandbox in self._served.values():
             where = sandbox.registration.dir
-            now = readiness.boot_id(_instance(sandbox.registration)) if limactl.alive(where) else None
+            now = readiness.boot_id(sandbox.registration.endpoint.instance) if limactl.alive(where) else None
             if sandbox.boot is not None and now != sandbox.boot:
                 self._owner.vm_stopped(sandbox.registration.name)
             sandbox.boot = now
@@ -103,7 +87,7 @@ class ServedSandboxes:
     async def close(self) -> None:
         async with self._turn:
             for sandbox in self._served.values():
-                await self._drop(sandbox)
+                await sandbox.intake.close()
             self._served.clear()
 
     async def _add(self, tag: str, each: Registration) -> None:
@@ -119,36 +103,6 @@ class ServedSandboxes:
         except OSError as error:
             self._owner.log(f"{name}: no socket {socket}: {error.strerror or error}", name)
             return
-        sandbox = self._served[tag] = ServedSandbox(each, intake)
+        self._served[tag] = ServedSandbox(each, intake)
         if not limactl.alive(each.dir):
             self._owner.vm_stopped(name)  # it may have gone while no server ran
-        if self._forwards is not None:
-            forward = self._forwards(
-                each,
-                socket,
-                lambda: limactl.alive(each.dir) and readiness.was_ready(_instance(each)),
-                lambda text: self._owner.log(f"{name}: {text}", name),
-                lambda connected: setattr(sandbox, "connected", connected),
-            )
-            sandbox.forward = asyncio.create_task(self._run(forward, name))
-
-    async def _run(self, forward: Runs, name: str) -> None:
-        """A forward ends by cancellation only; whatever else ends it is told, and it is run again."""
-        while True:
-            try:
-                await forward.run()
-                self._owner.log(f"{name}: the forward ended by itself", name)
-            except Exception as error:  # noqa: BLE001 - one sandbox's forward must not end the others'
-                self._owner.log(f"{name}: the forward failed: {type(error).__name__}: {error}", name)
-            await asyncio.sleep(5)
-
-    async def _drop(self, sandbox: ServedSandbox) -> None:
-        if sandbox.forward is not None:
-            sandbox.forward.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sandbox.forward
-        await sandbox.intake.close()
-
-
-def _instance(sandbox: Registration) -> Instance:
-    return Instance(sandbox.name, "", sandbox.dir)

@@ -1,26 +1,26 @@
 """The hooks server itself: events come in, are logged, change the attention of sessions, and go out.
 
-One event loop, one writer of the log; a sandbox can only reach its own socket (hooks/intake.py). An event
-is written, then counted, then told: what was acknowledged is in the log. Imported by `claude-hooks-server`
-only; what the command line needs is hooks/client.py.
+One writer of the log; a sandbox can only reach its own socket (hooks/intake.py). An event is written, then
+counted, then published: what was acknowledged is in the log. The daemon's handler (daemon/service.py); what
+the command line needs is hooks/client.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import json
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
-from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.hooks import client, guest_setup
+from _claude_sandbox.daemon import client as daemon_client
+from _claude_sandbox.daemon import links
+from _claude_sandbox.daemon.service import Handlers
+from _claude_sandbox.hooks import client
 from _claude_sandbox.hooks.attention import Session, Transition
 from _claude_sandbox.hooks.control import Control
 from _claude_sandbox.hooks.event import HOST_REPLIED, LOST, Event, MalformedError, parse
@@ -28,13 +28,13 @@ from _claude_sandbox.hooks.feed import Feed
 from _claude_sandbox.hooks.intake import Taken
 from _claude_sandbox.hooks.log import EventLog, line, of_event
 from _claude_sandbox.hooks.registration import Registration
-from _claude_sandbox.hooks.served import Forwards, Say, ServedSandboxes
+from _claude_sandbox.hooks.served import ServedSandboxes
 from _claude_sandbox.hooks.session_table import SessionTable
-from _claude_sandbox.lima.socket_forward import Forward
-from _claude_sandbox.system import daemon, paths, program
+from _claude_sandbox.system import paths, program
 from _claude_sandbox.system.files import keep_from_cleaners, write_atomic
 from _claude_sandbox.system.text import printable
 
+SERVICE = "hooks"  # its name among the daemon's services
 REFRESH_SECONDS, IDLE_SECONDS = 5.0, 600.0
 KEEP_SECONDS = 3600.0  # the XDG specification allows a cleaner what was not used for six hours
 STATE_DELAY = 0.08  # seconds between a change and state.json; one write for a burst
@@ -54,52 +54,42 @@ class Notifies(Protocol):
 
 
 class HooksServer:
-    """Made in a running event loop. `forwards` and `notifier` are collaborators; None for neither.
+    """Made in a running event loop, of the worker that `handlers` describes. `notifier`: None for none."""
 
-    `has_place` says whether our directory is still there (system.daemon.has_place).
-    """
-
-    def __init__(
-        self,
-        *,
-        forwards: Forwards | None = None,
-        notifier: Notifies | None = None,
-        log: daemon.Log | None = None,
-        has_place: Callable[[], bool] = lambda: True,
-    ) -> None:
+    def __init__(self, handlers: Handlers, notifier: Callable[[HooksServer], Notifies] | None = None) -> None:
         self.table = SessionTable()
         self.events = EventLog(client.state_directory())
-        self.served = ServedSandboxes(self, forwards)
+        self.served = ServedSandboxes(self)
         self.feed = Feed(client.feed_socket(), self._greeting)
-        self.control = Control(client.control_socket(), self)
+        self.control = Control(daemon_client.control_socket(), self)
         self.dropped = 0  # lines that were no events, since the start
-        self.notifier = notifier
-        self._has_place = has_place
-        self._log = log or daemon.Log(client.state_directory() / "server.log")
-        self._said: dict[str, tuple[float, int]] = {}
-        self._stop = asyncio.Event()
+        self._handlers = handlers
+        self._logged: dict[str, tuple[float, int]] = {}
         self._changed = asyncio.Event()
         self._about = {"pid": os.getpid(), "started": time.time(), "version": program.version()}
+        self.notifier = notifier(self) if notifier is not None else None
 
     # -- its life --------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until `stop_soon`. Raises OSError when its sockets or its log cannot be opened."""
+        """Until cancelled, or until nobody needs it: then it stops the worker. Raises OSError when its sockets or
+        its log cannot be opened."""
         self.events.open(self.table)
         if self.events.skipped:
             self.log(f"{self.events.skipped} lines of the event log were unreadable and are left out")
-        await self.feed.start()
-        await self.served.refresh()
-        self._forget_unregistered()
-        if self.notifier is not None:
-            self.notifier.resume(self.sessions())
         writer = asyncio.create_task(self._write_state())
         try:
+            await self.feed.start()
+            await self.served.refresh()
+            self._forget_unregistered()
+            if self.notifier is not None:
+                self.notifier.resume(self.sessions())
             gc.freeze()  # what stays for good is not looked at again
             self._changed.set()
             await self.control.start()  # last: who can reach it finds all the rest
             self.log(f"started, version {self._about['version']}, {len(self.served.all())} sandboxes")
             await self._tick()
+            self.stop_soon()
         finally:
             await self._close(writer)
             self.log("stopped")
@@ -108,12 +98,10 @@ class HooksServer:
         """Once a second: the VMs, the disk, and whether anybody still needs us."""
         needed = refreshed = time.monotonic()
         kept = float("-inf")
-        while not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), 1)
-                return
+        while True:
+            await asyncio.sleep(1)
             now = time.monotonic()
-            if not self._has_place():
+            if not self._handlers.has_directory():
                 self.log("our directory was removed")
                 return
             if now - kept >= KEEP_SECONDS:
@@ -151,7 +139,7 @@ class HooksServer:
         self.events.close()
 
     def stop_soon(self) -> None:
-        asyncio.get_running_loop().call_later(0.02, self._stop.set)  # the answer goes out first
+        self._handlers.stop_soon()
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -266,6 +254,7 @@ class HooksServer:
 
     def state(self) -> dict[str, Any]:
         """What state.json and `GET /state` say."""
+        ready = links.ready(daemon_client.directory())
         return {
             "schema": client.SCHEMA,
             "server": {**self._about, "dropped": self.dropped},
@@ -276,7 +265,7 @@ class HooksServer:
                     "name": sandbox.registration.name,
                     "project": sandbox.registration.project,
                     "running": sandbox.boot is not None,
-                    "connected": sandbox.connected,
+                    "connected": SERVICE in ready.get(sandbox.registration.tag, ()),
                 }
                 for sandbox in self.served.all()
             ],
@@ -284,6 +273,7 @@ class HooksServer:
         }
 
     async def refresh(self) -> None:
+        self._handlers.refresh()
         await self.served.refresh()
         self._changed.set()
 
@@ -294,14 +284,14 @@ class HooksServer:
         """A line in the server's log. Of those about one thing, which a guest may cause by the thousand,
         one each QUIET_SECONDS; the next one tells how many were left out."""
         if about:
-            last, left_out = self._said.get(about, (-QUIET_SECONDS, 0))
+            last, left_out = self._logged.get(about, (-QUIET_SECONDS, 0))
             now = time.monotonic()
             if now - last < QUIET_SECONDS:
-                self._said[about] = last, left_out + 1
+                self._logged[about] = last, left_out + 1
                 return
-            self._said[about] = now, 0
+            self._logged[about] = now, 0
             text += f" ({left_out} more lines were left out)" if left_out else ""
-        self._log.write(printable(text, instead="?")[:1000])
+        self._handlers.log.write(printable(text, instead="?")[:1000])
 
     def _greeting(self) -> list[bytes]:
         return [line("session", session.to_json()) for session in self.sessions()]
@@ -325,37 +315,3 @@ class HooksServer:
 def _save_state(text: bytes) -> None:
     # Not durable: it is made again from the log at each start.
     write_atomic(client.state_directory() / "state.json", text, durable=False)
-
-
-# -- the worker process ----------------------------------------------------------------------------
-
-
-def main(fd: int, notifier: Callable[[HooksServer], Notifies]) -> int:
-    """The worker's whole life; `fd` is the lock, `notifier` makes the server's. Returns the exit code."""
-    ours = client.daemon()
-    with daemon.worker_of(ours, fd) as orphaned:
-        asyncio.run(_serve(notifier, orphaned, functools.partial(daemon.has_place, ours, fd)))
-    return 0
-
-
-async def _serve(
-    notifier: Callable[[HooksServer], Notifies], orphaned: Callable[[], None], has_place: Callable[[], bool]
-) -> None:
-    log = daemon.Log(client.state_directory() / "server.log")
-    try:
-        client.stop_former()
-    except ClaudeSandboxError as error:
-        log.write(f"a server of the last release goes on: {error.brief}")
-    server = HooksServer(forwards=_forward, log=log, has_place=has_place)
-    server.notifier = notifier(server)
-    daemon.stop_when_told(server.stop_soon, orphaned, log)
-    await server.run()
-
-
-def _forward(
-    each: Registration, socket: Path, usable: Callable[[], bool], log: Say, on_state: Callable[[bool], None]
-) -> Forward:
-    return Forward(
-        ssh_config=each.ssh_config, host=each.host, guest_socket=each.guest_socket, host_socket=socket,
-        script=guest_setup.delivery(), usable=usable, log=log, on_state=on_state,
-    )  # fmt: skip

@@ -1,10 +1,14 @@
-"""A socket in a guest that leads to one of ours, and a script that runs there as long as it does.
+"""Sockets in a guest that lead to sockets of the host, and for each a script that runs there meanwhile.
 
-One ssh per sandbox, our child. Lima's own forwards do not come back after sleep or when its ssh master
-dies (facts/lima.md §0); this one is made again after whatever ended it. For programs with an event loop:
-the hooks server, the audio server.
+One ssh, our child, for all sockets of a sandbox. Lima's own forwards do not come back after sleep or when its
+ssh master dies (docs/facts/lima.md §0); this one is made again after whatever ended it. For programs with an
+event loop: the links worker (daemon/links.py).
 
-The guest is hostile: what the script prints is read up to a limit, and only `ready` means something.
+The guest is hostile: what the scripts print is read up to a limit, and only three lines mean something:
+
+    up              sshd has all sockets, and the scripts were started
+    ready NAME      what the script NAME brings works
+    ended NAME N    it ended with N; the guest runs it again after a pause, the other scripts go on
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ import contextlib
 import functools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox.errors import ClaudeSandboxError
@@ -27,6 +32,7 @@ LASTED = 10.0  # seconds: a guest that ends each connection at once must not hav
 LOOK = 1.0  # seconds between questions whether the VM can be reached
 SETTLE = 3.0  # seconds after a start: they belong to whoever waits for the VM (a login takes one, emulated)
 READY_WITHIN = 90.0  # seconds: a login under emulation, the VM's first seconds
+LAST_WORDS = 0.3  # seconds for what a program wrote to stderr before it ended
 OUTPUT = 64 * 1024  # bytes that we read of what the script prints; then it can only wait
 _OPTIONS = (
     "-T",
@@ -41,24 +47,61 @@ _OPTIONS = (
     "-o", "ForwardX11=no",
     "-o", "LogLevel=ERROR",
 )  # fmt: skip
-# sshd binds a name that nobody has had: no stale socket stops it, and the last one wins the real name.
-_SCRIPT = 'mv -f "$1" "$2" || exit; '
+# $1 and so on: name, fresh socket, socket, script; of each service. sshd binds a fresh name, which is renamed
+# into place: a stale socket cannot block it, and the last connection wins.
+# A script that ended runs again after a pause, unless a newer connection has the socket by then.
+_KEEP = """exec 3<&0
+keep() {
+    pause=1
+    while sh -c "$4" sh "$1" "$3" <&3; echo "ended $1 $?"; [ "$(cat "$3.by")" = "$2" ]; do
+        sleep $pause 3<&- </dev/null >/dev/null 2>&1
+        [ $pause -ge 30 ] || pause=$((pause * 2))
+    done
+}
+jobs=
+while [ $# -ge 4 ]; do
+    mv -f "$2" "$3" && echo "$2" >"$3.by" || exit
+    keep "$1" "$2" "$3" "$4" &
+    jobs="$jobs $!"
+    shift 4
+done
+echo up
+cat <&3 >/dev/null
+kill $jobs
+"""
 
 
-def command(ssh_config: Path, host: str, guest_socket: str, host_socket: Path, script: str) -> Command:
-    """The ssh for one try; `script` (POSIX sh) has the socket's name as $2."""
-    fresh = f"{guest_socket}.{secrets.token_hex(6)}"
-    line = quoting.shell_quote(["sh", "-c", _SCRIPT + script, "sh", fresh, guest_socket])
-    forwarded = ":".join(name.replace(":", "\\:") for name in (fresh, str(host_socket)))
-    return Command(("ssh", "-F", str(ssh_config), *_OPTIONS, "-R", forwarded, host, line))
+@dataclass(frozen=True)
+class Socket:
+    """`guest` in the VM leads to `host` here.
+
+    `script` is POSIX sh with the name in $1 and the guest's socket in $2; it prints the line `ready NAME` once
+    it works, and ends when its stdin does (our end, or the connection's).
+    """
+
+    name: str
+    guest: str
+    host: Path
+    script: str
+
+
+def command(ssh_config: Path, host: str, sockets: Sequence[Socket]) -> Command:
+    """The ssh for one try."""
+    forwards: list[str] = []
+    arguments: list[str] = []
+    for each in sockets:
+        fresh = f"{each.guest}.{secrets.token_hex(6)}"
+        forwards += ["-R", ":".join(name.replace(":", "\\:") for name in (fresh, str(each.host)))]
+        arguments += [each.name, fresh, each.guest, each.script]
+    line = quoting.shell_quote(["sh", "-c", _KEEP, "sh", *arguments])
+    return Command(("ssh", "-F", str(ssh_config), *_OPTIONS, *forwards, host, line))
 
 
 class Forward:
-    """Keeps `guest_socket` in a guest forwarded to `host_socket`, and `script` running there, until cancelled.
+    """Keeps `sockets` forwarded and their scripts running, until cancelled. `up` is set while it is connected.
 
-    `script` is POSIX sh with the socket in $2; it prints the line `ready` once it works, and ends when its
-    stdin does (our end, or the connection's). `usable` says, from files alone, whether the VM runs and is
-    ready. `log` gets a line when something goes wrong or right again, `on_state` whether events can come.
+    `usable` says, from files alone, whether the VM runs and is ready. `log` gets a line when something goes
+    wrong or right again, `on_state` the names of the services that are ready.
     """
 
     def __init__(
@@ -66,16 +109,16 @@ class Forward:
         *,
         ssh_config: Path,
         host: str,
-        guest_socket: str,
-        host_socket: Path,
-        script: str,
+        sockets: Sequence[Socket],
         usable: Callable[[], bool],
         log: Callable[[str], None],
-        on_state: Callable[[bool], None] = lambda _up: None,
+        on_state: Callable[[frozenset[str]], None] = lambda _ready: None,
     ) -> None:
         self._usable, self._log, self._on_state = usable, log, on_state
-        self._command = functools.partial(command, ssh_config, host, guest_socket, host_socket, script)
-        self._told = ""
+        self._command = functools.partial(command, ssh_config, host, tuple(sockets))
+        self._names = frozenset(each.name for each in sockets)
+        self._trouble: dict[str, str] = {}  # by service; "" for the connection
+        self.up = asyncio.Event()
 
     async def run(self) -> None:
         """Never returns; ends by cancellation, and its ssh with it."""
@@ -95,57 +138,76 @@ class Forward:
                 lasted, why = False, error.brief
             pause = SHORTEST if lasted else min(pause * 2, LONGEST)
             if self._usable():
-                self._tell(f"the connection to the guest ended: {why or 'it was closed'}")
+                self._report("", f"the connection to the guest ended: {why or 'it was closed'}")
             await asyncio.sleep(pause)
 
     async def _once(self) -> tuple[bool, str]:
         """One connection from its start to its end: whether it was up for a while, and why it ended."""
-        transport, connection = await LocalRunner().spawn_protocol(self._command(), _Connection)
+        transport, connection = await LocalRunner().spawn_protocol(
+            self._command(), lambda: _Connection(self._names, self._heard)
+        )
         try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(connection.ready, READY_WITHIN)
-            up, lasted = time.monotonic(), False
-            if connection.is_up:
-                self._tell("")
-                self._on_state(True)
+            await wait_at_most(connection.settled, READY_WITHIN)
+            began, lasted = time.monotonic(), False
+            if connection.up:
+                self.up.set()
                 await connection.ended.wait()
-                lasted = time.monotonic() - up >= LASTED
+                lasted = time.monotonic() - began >= LASTED
             ended = transport.get_returncode()
             await _end(transport, connection)
             quiet = "it did not get ready" if ended is None else f"exit code {ended}"
             return lasted, connection.words() or quiet
         finally:
+            self.up.clear()
             await _end(transport, connection)
-            if connection.is_up:
-                self._on_state(False)
+            if connection.ready:
+                connection.ready = frozenset()
+                self._on_state(connection.ready)
 
-    def _tell(self, text: str) -> None:
+    def _heard(self, connection: _Connection, name: str, code: str) -> None:
+        """The guest said that a service is ready (`code` ""), or that its script ended."""
+        if code:
+            # A little later: what it said comes by another pipe.
+            asyncio.get_running_loop().call_later(LAST_WORDS, self._report_end, connection, name, code)
+        else:
+            self._report("", "")
+            self._report(name, "")
+        self._on_state(connection.ready)
+
+    def _report_end(self, connection: _Connection, name: str, code: str) -> None:
+        if name not in connection.ready:
+            self._report(name, f"{name} ended in the guest ({code}): {connection.take_words()}")
+
+    def _report(self, what: str, trouble: str) -> None:
         """Once as long as it stays the same."""
-        if text and text != self._told:
-            self._log(text)
-        elif self._told and not text:
-            self._log("connected to the guest again")
-        self._told = text
+        before = self._trouble.get(what, "")
+        if trouble and trouble != before:
+            self._log(trouble)
+        elif before and not trouble:
+            self._log(f"{what} works again" if what else "connected to the guest again")
+        self._trouble[what] = trouble
 
 
 class _Connection(asyncio.SubprocessProtocol):
-    """What an ssh of ours says: `ready`, as a line of its own, and on stderr why it ends."""
+    """What our ssh says: lines that mean something, and on stderr why it ends."""
 
-    def __init__(self) -> None:
-        self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    def __init__(self, names: frozenset[str], heard: Callable[[_Connection, str, str], None]) -> None:
+        self._names, self._on_line = names, heard
+        self.up, self.ready = False, frozenset[str]()
+        self.settled = asyncio.Event()  # it is up, or never will be
         self.ended, self.silent = asyncio.Event(), asyncio.Event()
         self._transport: asyncio.SubprocessTransport | None = None
-        self._said = {1: b"\n", 2: b""}
+        self._line, self._stderr = b"", b""
         self._room = {1: OUTPUT, 2: OUTPUT}
-
-    @property
-    def is_up(self) -> bool:
-        return self.ready.done() and not self.ready.cancelled() and self.ready.result()
 
     def words(self) -> str:
         """The last of stderr, fit for one line of a log."""
-        text = self._said[2].decode("utf-8", "replace")
-        return one_line(text)
+        return one_line(self._stderr.decode("utf-8", "replace"))
+
+    def take_words(self) -> str:
+        """The same; the next words come alone."""
+        words, self._stderr = self.words(), b""
+        return words
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.SubprocessTransport)
@@ -153,29 +215,50 @@ class _Connection(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._room[fd] -= len(data)
-        if fd == 2 or not self.ready.done():
-            self._said[fd] = (self._said[fd] + data)[-500:]
-        if b"\nready\n" in self._said[1]:
-            self._settle(True)
+        if fd == 2:
+            self._stderr = (self._stderr + data)[-500:]
+        else:
+            *lines, rest = (self._line + data).split(b"\n")
+            self._line = rest[-100:]
+            for line in lines:
+                self._take(line[-100:].decode("utf-8", "replace").split(" "))
         if self._room[fd] <= 0:  # it may go on, unheard: a full pipe makes it wait
             pipe = self._transport.get_pipe_transport(fd) if self._transport else None
             if isinstance(pipe, asyncio.ReadTransport):
                 pipe.pause_reading()
-            self._settle(False)
+            self.settled.set()
+
+    def _take(self, words: list[str]) -> None:
+        match words:
+            case ["up"]:
+                self.up = True
+                self.settled.set()
+            case ["ready", name] if name in self._names:
+                self.ready |= {name}
+                self._on_line(self, name, "")
+            case ["ended", name, code] if name in self._names and code.isdecimal():
+                self.ready -= {name}
+                self._on_line(self, name, code)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
-            self._settle(False)
+            self.settled.set()
         elif fd == 2:
             self.silent.set()
 
     def process_exited(self) -> None:
-        self._settle(False)
+        self.settled.set()
         self.ended.set()
 
-    def _settle(self, up: bool) -> None:
-        if not self.ready.done():
-            self.ready.set_result(up)
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    """Until it is set, or the time is over. In Python 3.11 `wait_for` can lose a cancellation, and `timeout` does not
+    work in a task that was cancelled (a `finally`)."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([waiting], timeout=seconds)
+    finally:
+        waiting.cancel()
 
 
 async def _end(transport: asyncio.SubprocessTransport, connection: _Connection) -> None:
@@ -184,15 +267,12 @@ async def _end(transport: asyncio.SubprocessTransport, connection: _Connection) 
     if stdin is not None:
         stdin.close()
     # Before a signal, which would take its exit code from the event loop.
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(connection.ended.wait(), 0.5)
+    await wait_at_most(connection.ended, 0.5)
     for signal in (transport.terminate, transport.kill):
         if connection.ended.is_set():
             break
         with contextlib.suppress(ProcessLookupError):
             signal()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(connection.ended.wait(), 3)
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(connection.silent.wait(), 0.3)  # its last words
+        await wait_at_most(connection.ended, 3)
+    await wait_at_most(connection.silent, LAST_WORDS)
     transport.close()

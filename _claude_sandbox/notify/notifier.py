@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.config import load as config_load
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.errors import ClaudeSandboxError
-from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import DONE, Session, Transition
 from _claude_sandbox.hooks.turns import Turns
 from _claude_sandbox.notify.channels import Actions, Channel, Desktop, Failed, Log, Terminal, UserCommand
@@ -196,9 +196,9 @@ class Notifier:
             now = time.monotonic()
             due = self._policy.due(now, quiet=self._quiet())
             try:
-                transition = await asyncio.wait_for(
-                    self._queue.get(), min(due, 60.0) if due is not None else None
-                )
+                # Not wait_for, which in Python 3.11 can lose a cancellation, and `close` would wait for ever.
+                async with asyncio.timeout(min(due, 60.0) if due is not None else None):
+                    transition = await self._queue.get()
             except TimeoutError:
                 await self._flush()
                 continue
@@ -324,7 +324,7 @@ class Notifier:
 
 
 def _left_file() -> Path:
-    return hooks_client.directory() / "notified.json"
+    return daemon_client.directory() / "notified.json"
 
 
 def _for_terminals(alert: Alert, records: Iterable[terminals_records.Record]) -> Alert:

@@ -1,14 +1,10 @@
-"""A server process of ours: found, started, stopped, replaced; restarted when it crashes.
+"""A background process of this user: whether it runs, its start and its end, as other programs see it.
 
-    parent   holds the lock, writes the pid file, starts the worker again when it died: nothing else
-    worker   the server itself; its stdin is a pipe from the parent
+Whether one runs is said by the lock and by nothing else: the kernel drops it when all its processes are gone.
+Before a signal the pid file is compared with the process (system/processes.py, command line), because process
+ids are used again. What is left of a killed one is a lock file without a lock.
 
-Whether one runs is told by the lock and by nothing else: the kernel drops it when both are gone. Before
-a signal the pid file is compared with the process (system/processes.py, command line), because process ids are
-used again. Killed at any instant: a dead worker is started again by the parent; a worker whose parent
-died ends cleanly and starts a new one; what is left of both is a lock file without a lock.
-
-Used by hooks/client.py and for the audio server, which differ in names only.
+daemon/supervisor.py is the inside.
 """
 
 from __future__ import annotations
@@ -19,14 +15,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from _claude_sandbox.errors import ClaudeSandboxError, HostSetupError
 from _claude_sandbox.system import processes, program, runtime_dir
-from _claude_sandbox.system.child import Child
 from _claude_sandbox.system.files import (
     LOG_LIMIT,
     LogFile,
@@ -40,9 +35,6 @@ from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Command, LocalRunner
 
 START_SECONDS, STOP_SECONDS = 30.0, 8.0
-FIRST_WAIT, LONGEST_WAIT = 0.1, 30.0  # seconds between two starts of a worker that crashes
-LIVED = 10.0  # seconds after which a worker's end is no failed start
-TRIES = 12  # failed starts in a row, then the parent gives up (about 3 minutes)
 # What a server that outlives a command must not keep: logins and Claude's own variables.
 _SECRET = ("ANTHROPIC_", "CLAUDE_CODE_", "CLAUDECODE")
 
@@ -55,9 +47,9 @@ def own_command(verb: str, *arguments: str) -> Command:
 
 @dataclass(frozen=True)
 class Daemon:
-    """One server of this user. `directory` (0700, short) has its lock, pid file and `socket`."""
+    """One background process. `directory` (0700, short) has its lock, pid file and `socket`."""
 
-    name: str  # "hooks": what people are told is "the hooks server"
+    name: str  # "hooks": users know it as "the hooks server"
     verb: str  # "_hooks-server": names it in its command line
     directory: Path
     log: Path
@@ -85,7 +77,7 @@ def running(daemon: Daemon) -> bool:
     return held(daemon) and listens(daemon.socket)
 
 
-def told(daemon: Daemon) -> dict[str, Any]:
+def read_pid_file(daemon: Daemon) -> dict[str, Any]:
     """What the pid file says: identity (system/processes.py), version, argv0; {} without one."""
     return read_object(daemon.pid_file) or {}
 
@@ -122,7 +114,7 @@ def stop(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = ST
         if pid is None:
             break
         with contextlib.suppress(ProcessLookupError):
-            # The parent passes SIGTERM on. SIGKILL goes to the whole session: a worker alone would go on.
+            # The supervisor passes SIGTERM on. SIGKILL goes to the whole group: workers alone would go on.
             os.kill(pid, number) if number == signal.SIGTERM else os.killpg(pid, number)
         if _gone(daemon, timeout):
             return True
@@ -156,14 +148,14 @@ def _serves_us(daemon: Daemon) -> bool:
     import psutil
 
     try:
-        environ = psutil.Process(told(daemon)["pid"]).environ()
+        environ = psutil.Process(read_pid_file(daemon)["pid"]).environ()
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
     return runtime_dir.key(environ) == runtime_dir.key()
 
 
 def _is_current(daemon: Daemon) -> bool:
-    return held(daemon) and told(daemon).get("version") == program.version()
+    return held(daemon) and read_pid_file(daemon).get("version") == program.version()
 
 
 def _gone(daemon: Daemon, timeout: float) -> bool:
@@ -177,7 +169,7 @@ def _gone(daemon: Daemon, timeout: float) -> bool:
 
 def _own_process(daemon: Daemon) -> int | None:
     """The parent's process id, only when that process is really it."""
-    known = processes.from_json(told(daemon))
+    known = processes.from_json(read_pid_file(daemon))
     if known is None or known.pid <= 1 or not processes.same(known):
         return None
     return known.pid if daemon.verb in (processes.arguments(known.pid) or ()) else None
@@ -195,74 +187,11 @@ def _did_not_start(daemon: Daemon, why: str) -> HostSetupError:
     )
 
 
-# -- inside: the parent --------------------------------------------------------------------------
+# -- from inside ---------------------------------------------------------------------------------
 
 
-def supervise(daemon: Daemon) -> int:
-    """The parent's whole life: a worker, started again when it crashes. Returns the exit code."""
-    fd = _take(daemon)
-    if fd is None:
-        print(f"The {daemon.name} server runs already.", file=sys.stderr)
-        return 0
-    _write_pid(daemon)
-    parent = _Parent(daemon, fd)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, parent.end)
-    signal.signal(signal.SIGALRM, parent.kill)
-    try:
-        return parent.keep_alive()
-    finally:
-        if has_place(daemon, fd):
-            daemon.pid_file.unlink(missing_ok=True)
-        os.close(fd)
-
-
-class _Parent:
-    def __init__(self, daemon: Daemon, fd: int) -> None:
-        self.daemon, self.fd = daemon, fd
-        self.log = Log(daemon.log)
-        self.stopping = False
-        self.worker: Child | None = None
-
-    def end(self, _number: int, _frame: object) -> None:
-        """A signal to us: the worker is asked to end, and made to when it does not."""
-        self.stopping = True
-        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS / 2)
-        if self.worker is not None:
-            self.worker.terminate()
-
-    def kill(self, _number: int, _frame: object) -> None:
-        if self.worker is not None:
-            self.worker.kill()
-
-    def keep_alive(self) -> int:
-        wait, failed = FIRST_WAIT, 0
-        while not self.stopping:
-            self.log.rotate()
-            begun = time.monotonic()
-            command = own_command(self.daemon.verb, "--worker", str(self.fd))
-            self.worker = LocalRunner().spawn(command, keep=[self.fd])
-            if self.stopping:  # the signal came while it was being started
-                self.worker.terminate()
-            code = self.worker.wait()
-            if code == 0 or self.stopping:
-                break
-            if time.monotonic() - begun > LIVED:
-                wait, failed = FIRST_WAIT, 0
-            failed += 1
-            self.log.write(f"the worker ended with {code}; the next one starts in {wait:g} s")
-            if failed >= TRIES:
-                self.log.write(f"{failed} failed starts in a row: giving up")
-                return 1
-            until = time.monotonic() + wait
-            while not self.stopping and time.monotonic() < until:
-                time.sleep(0.1)
-            wait = min(wait * 2, LONGEST_WAIT)
-        return 0
-
-
-def _take(daemon: Daemon) -> int | None:
-    """The lock, or None when another server has it. Somebody's look at it takes it for a moment."""
+def take_lock(daemon: Daemon) -> int | None:
+    """The lock's descriptor, or None when another server has it. `held` takes it for a moment: so several tries."""
     fd = os.open(daemon.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for _ in range(50):
         with contextlib.suppress(BlockingIOError):
@@ -273,7 +202,7 @@ def _take(daemon: Daemon) -> int | None:
     return None
 
 
-def has_place(daemon: Daemon, fd: int) -> bool:
+def has_directory(daemon: Daemon, fd: int) -> bool:
     """Whether the lock file is the one that `fd` holds. When it is not, somebody removed the directory (a
     cleaner of /tmp, `uninstall`): nobody finds this server any more, and another one may run."""
     try:
@@ -282,51 +211,14 @@ def has_place(daemon: Daemon, fd: int) -> bool:
         return False
 
 
-def _write_pid(daemon: Daemon) -> None:
+def write_pid_file(daemon: Daemon) -> None:
     me = processes.identity(os.getpid())
     assert me is not None
     write_json(daemon.pid_file, {**me.to_json(), "version": program.version(), "argv0": sys.argv[0]})
 
 
-# -- inside: the worker --------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def worker_of(daemon: Daemon, fd: int) -> Iterator[Callable[[], None]]:
-    """Around a worker's life. The yielded function is called when the parent is gone (stdin has ended):
-    then, with the lock given back, a new parent is started on the way out."""
-    os.set_inheritable(fd, False)  # no child of ours may keep the lock
-    os.umask(0o077)
-    orphaned: list[bool] = []
-    try:
-        yield lambda: orphaned.append(True)
-    finally:
-        os.close(fd)
-        if orphaned:
-            LocalRunner().spawn_detached(own_command(daemon.verb), daemon.log)
-
-
-def stop_when_told(stop: Callable[[], None], orphaned: Callable[[], None], log: Log) -> None:
-    """In the worker's event loop: a signal calls `stop`, and so does the parent's end, after `orphaned`
-    (what `worker_of` yielded)."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-
-    def parent_gone() -> None:
-        if not os.read(0, 4096):
-            loop.remove_reader(0)
-            log.write("the parent is gone: starting anew")
-            orphaned()
-            stop()
-
-    loop.add_reader(0, parent_gone)
-
-
 class Log:
-    """Lines with a time, appended; bounded (system.files.LogFile). Parent and worker have the file open as their stderr."""
+    """Lines with a time, appended; bounded (system.files.LogFile). All processes have the file open as their stderr."""
 
     def __init__(self, path: Path, limit: int = LOG_LIMIT) -> None:
         self.path = path

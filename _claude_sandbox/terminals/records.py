@@ -20,7 +20,7 @@ from typing import Any
 
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
-from _claude_sandbox.system import paths, processes
+from _claude_sandbox.system import processes
 from _claude_sandbox.system.files import write_json
 from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import Command, CommandNotFound, Runner
@@ -65,7 +65,7 @@ class Record:
 
 
 def directory() -> Path:
-    return paths.private_dir(hooks_client.directory() / "sessions")
+    return hooks_client.session_records()
 
 
 def _file(uuid: str) -> Path:

@@ -1,14 +1,13 @@
-"""Voice as the command line sees it: which session may use the microphone, the audio server, its state.
+"""Voice as the command line sees it: which session may use the microphone, and who records.
 
-A session that was started with --voice has a grant: a file that names the process which runs it. The
-audio server (voice/server.py) forwards a socket into a sandbox only while one of its grants is held by a
-living process, so nothing has to be taken back: with the session's end the way to the microphone is gone.
+A session that was started with --voice has a grant: a file that names the process which runs it. The daemon
+forwards a socket into a sandbox, and listens on it (voice/server.py), only while one of its grants is held by
+a living process, so nothing has to be taken back: with the session's end the microphone cannot be reached.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from _claude_sandbox.daemon import client as daemon_client
+from _claude_sandbox.daemon.endpoint import Endpoint
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.system import paths, processes
 from _claude_sandbox.system.files import write_json
@@ -24,9 +25,7 @@ from _claude_sandbox.voice import recorder
 
 if TYPE_CHECKING:
     from _claude_sandbox.lima.limactl import Instance
-    from _claude_sandbox.system.daemon import Daemon
 
-VERB = "_audio-server"
 SCHEMA = 1
 _TEXTS = ("name", "dir", "host", "ssh_config")
 
@@ -46,9 +45,8 @@ class Grant:
     command: tuple[str, ...] = ()
 
     @property
-    def guest_socket(self) -> str:
-        """Where the wrappers in the guest look (voice.sh)."""
-        return f"/run/user/{self.uid}/claude-audio.sock"
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.name, self.dir, self.host, self.ssh_config, self.uid)
 
     def file(self) -> Path:
         return grants() / f"{self.tag}.{self.process.pid}.json"
@@ -62,8 +60,13 @@ class Grant:
         return processes.same(self.process)
 
 
+def guest_socket(uid: int) -> str:
+    """Where the wrappers in a guest look (voice.sh), whose user has this id."""
+    return f"/run/user/{uid}/claude-audio.sock"
+
+
 def directory() -> Path:
-    """Sockets, lock, pid file, grants, state: 0700, gone after a reboot."""
+    """Sockets, grants, state: 0700, gone after a reboot."""
     return paths.private_dir(paths.runtime_dir() / "audio")
 
 
@@ -77,15 +80,8 @@ def socket_of(tag: str) -> Path:
 
 
 def state_file() -> Path:
-    """Who records now: {"recording": {VM name: a process's identity}}."""
+    """{"recording": {VM name: a process's identity}, "active": whether a grant is held or was a moment ago}."""
     return directory() / "state.json"
-
-
-def daemon() -> Daemon:
-    from _claude_sandbox.system.daemon import Daemon
-
-    log = paths.servers_dir("audio") / "server.log"
-    return Daemon("audio", VERB, directory(), log, directory() / "control.sock")
 
 
 def all_held() -> list[Grant]:
@@ -134,7 +130,8 @@ def granted(
     )  # fmt: skip
     try:
         grant.write()
-        ensure()
+        if not daemon_client.ensure():
+            daemon_client.refresh()
     except (OSError, ClaudeSandboxError) as error:
         warn(f"Voice is off in this session: {error}")
     try:
@@ -142,7 +139,7 @@ def granted(
     finally:
         with contextlib.suppress(OSError, ClaudeSandboxError):
             grant.file().unlink(missing_ok=True)
-            ask("refresh")
+            daemon_client.refresh()
 
 
 def trouble(command: Sequence[str]) -> str | None:
@@ -151,49 +148,20 @@ def trouble(command: Sequence[str]) -> str | None:
     return None if found.ok else f"Voice has no microphone: {found.reason}. {found.remedy}"
 
 
-# -- the server ----------------------------------------------------------------------------------
-
-
-def ensure() -> None:
-    """Make sure that one of this version runs and looks at the grants now. Raises HostSetupError."""
-    from _claude_sandbox.system import daemon as system_daemon
-
-    if not system_daemon.ensure(daemon(), ask_to_stop=lambda: ask("stop")):
-        ask("refresh")
-
-
-def stop() -> bool:
-    """Whether there was one. Raises ClaudeSandboxError when it does not stop."""
-    from _claude_sandbox.system import daemon as system_daemon
-
-    stopped = False
-    for old in system_daemon.former(daemon()):
-        stopped |= system_daemon.stop(old, ask_to_stop=functools.partial(ask, "stop", old.socket))
-    return system_daemon.stop(daemon(), ask_to_stop=lambda: ask("stop")) or stopped
-
-
-def ask(word: str, control: Path | None = None) -> None:
-    """Send it to the server (`control`: another one): `refresh` (look at the grants) or `stop`. Raises OSError."""
-    import socket
-
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(5)
-        client.connect(str(control or directory() / "control.sock"))
-        client.sendall(f"{word}\n".encode())
-        client.recv(16)
+# -- what it knows -------------------------------------------------------------------------------
 
 
 def status() -> str:
     """For `status`: Not running, Running, or Running, microphone open for NAME."""
-    from _claude_sandbox.system import daemon as system_daemon
-
-    if not system_daemon.held(daemon()):
+    if not daemon_client.running():
         return "Not running"
-    names = recording()
-    return f"Running, microphone open for {', '.join(names)}" if names else "Running"
+    if names := recording():
+        return f"Running, microphone open for {', '.join(names)}"
+    active = (read_object(state_file()) or {}).get("active") is True
+    return "Running" if active or all_held() else "Not running"
 
 
 def recording() -> list[str]:
-    """Names of the sandboxes that record now, by the server's state file."""
+    """Names of the sandboxes that record now, by the state file."""
     value = (read_object(state_file()) or {}).get("recording")
     return sorted(map(str, value)) if isinstance(value, dict) else []

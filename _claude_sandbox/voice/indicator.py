@@ -1,6 +1,6 @@
-"""The visible sign that a sandbox records: a notification, and the status line of its tmux session.
+"""How the user sees that a sandbox records: a notification, and the status line of its tmux session.
 
-Imported by the audio server only.
+Imported by the daemon's worker only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def default_channels(runner: Runner) -> tuple[Channel, ...]:
 
 
 class RecordingIndicator:
-    """Made and used in the server's event loop. What it cannot show it logs, once for each reason."""
+    """Made and used in an event loop. What it cannot show it logs, once for each reason."""
 
     def __init__(self, runner: Runner, log: Log, channels: Sequence[Channel] | None = None) -> None:
         self._runner, self._log = runner, log
@@ -37,10 +37,10 @@ class RecordingIndicator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[str] = set()
         self._turn = asyncio.Lock()
-        self._told = ""
+        self._reported = ""
 
     def __call__(self, sandbox: str, recording: bool) -> None:
-        """Returns at once; a recording that is over before its sign is shown gets none."""
+        """Returns at once; a recording that is over before it is shown is not shown."""
         (self._open.add if recording else self._open.discard)(sandbox)
         task = asyncio.create_task(self._show(sandbox))
         self._tasks.add(task)
@@ -67,12 +67,12 @@ class RecordingIndicator:
                         return
                     await channel.withdraw(key)  # whichever showed it
                 except Failed as error:
-                    self._trouble(f"no notification that the microphone is open ({channel.name}: {error})")
+                    self._report(f"no notification that the microphone is open ({channel.name}: {error})")
 
-    def _trouble(self, text: str) -> None:
-        if text != self._told:
+    def _report(self, text: str) -> None:
+        if text != self._reported:
             self._log(text)
-        self._told = text
+        self._reported = text
 
     @staticmethod
     def _notice(key: tuple[str, str], sandbox: str) -> Alert:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.registration import Registration
 from _claude_sandbox.system import daemon
@@ -32,10 +33,10 @@ def app(ready: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Box, Gues
     )
     guest.registration.write(hooks_client.registrations())
     try:
-        hooks_client.ensure()
+        daemon_client.ensure()
         yield ready, guest
     finally:
-        hooks_client.stop()
+        daemon_client.stop()
 
 
 @pytest.mark.spec("1.4", "1.6")
@@ -61,7 +62,7 @@ def test_sessions_are_shown_and_stop_asks(app: tuple[Box, Guest]) -> None:
     assert "Claude is working" not in box.tty("stop").out and box.vms()[APP] == "Stopped"
     assert "Claude:" not in box.run("status").out, "a VM that does not run has no session"
     assert box.run("stop-all").code == 0
-    assert not hooks_client.running() and "Hooks server: Not running" in box.run("status").out
+    assert not daemon_client.running() and "Hooks server: Not running" in box.run("status").out
 
 
 @pytest.mark.spec("1.5")
@@ -90,9 +91,9 @@ def test_events_and_restart_hooks(app: tuple[Box, Guest]) -> None:
             lines = [json.loads(follower.stdout.readline()) for _ in range(3)]
             assert [line["type"] for line in lines] == ["event", "event", "session"]
             assert reader.stdout.readline() == b"Session\n"
-            old = daemon.told(hooks_client.daemon())["pid"]
+            old = daemon.read_pid_file(daemon_client.daemon())["pid"]
             assert box.run("restart-hooks").out == "The hooks server runs.\n"
-            assert daemon.told(hooks_client.daemon())["pid"] != old
+            assert daemon.read_pid_file(daemon_client.daemon())["pid"] != old
             guest.deliver(guest.line("Stop"))
             lines = [json.loads(follower.stdout.readline()) for _ in range(2)]
             assert [(line["type"], line.get("name")) for line in lines] == [

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.errors import ClaudeSandboxError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks import log as hooks_log
@@ -47,25 +48,25 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
     try:
         yield Play(root)
     finally:
-        hooks_client.stop()
+        daemon_client.stop()
         shutil.rmtree(root)
 
 
 @pytest.fixture
 def up(play: Play) -> Play:
-    hooks_client.ensure()
+    daemon_client.ensure()
     return play
 
 
 def worker() -> int:
     """The process id of the server itself."""
-    pid = hooks_client.ask("GET", "/state")["server"]["pid"]
+    pid = daemon_client.ask("GET", "/state")["server"]["pid"]
     assert isinstance(pid, int)
     return pid
 
 
 def parent() -> int:
-    pid = daemon.told(hooks_client.daemon())["pid"]
+    pid = daemon.read_pid_file(daemon_client.daemon())["pid"]
     assert isinstance(pid, int)
     return pid
 
@@ -94,7 +95,7 @@ def test_everything_of_it_is_private(up: Play) -> None:
     app.deliver(app.line())
     wait_for((hooks_client.state_directory() / "state.json").exists)
     for place in (
-        hooks_client.directory(),
+        daemon_client.directory(),
         hooks_client.state_directory(),
         app.socket.parent,
         hooks_client.registrations(),
@@ -102,7 +103,7 @@ def test_everything_of_it_is_private(up: Play) -> None:
         assert place.stat().st_mode & 0o777 == 0o700
     for file in (
         app.socket,
-        hooks_client.control_socket(),
+        daemon_client.control_socket(),
         hooks_client.feed_socket(),
         *hooks_client.state_directory().iterdir(),
     ):
@@ -154,7 +155,7 @@ def test_of_a_deleted_vm_nothing_is_kept(up: Play) -> None:
     app.deliver(app.line())
     app.stops()
     app.registration.dir.rmdir()
-    hooks_client.refresh_server()
+    daemon_client.refresh()
     assert up.session(app) == {} and not app.socket.exists()
     assert list(hooks_client.registrations().iterdir()) == []
 
@@ -165,13 +166,13 @@ def test_the_next_sandbox_of_a_deleted_one_s_name_begins_with_nothing(up: Play) 
     file = hooks_client.registrations() / f"{app.registration.tag}.json"
     kept = file.read_bytes()
     file.unlink()  # as `delete` does it
-    hooks_client.refresh_server()
+    daemon_client.refresh()
     assert up.session(app) == {}
     file.write_bytes(kept)
-    hooks_client.refresh_server()
+    daemon_client.refresh()
     assert up.session(app) == {}
-    hooks_client.stop()
-    hooks_client.ensure()
+    daemon_client.stop()
+    daemon_client.ensure()
     assert up.session(app) == {}, "nor after a restart"
 
 
@@ -179,11 +180,11 @@ def test_a_reply_closes_the_dialog_that_it_answers(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line("PermissionRequest.Bash"))
     body = {"name": "HostReplied", "sandbox": app.name, "session_id": "s1"}
-    assert hooks_client.ask("POST", "/inject", {**body, "answers": 99}) == {"ok": False}
-    assert hooks_client.ask("POST", "/inject", {**body, "answers": up.session(app)["seq"]}) == {"ok": True}
+    assert daemon_client.ask("POST", "/inject", {**body, "answers": 99}) == {"ok": False}
+    assert daemon_client.ask("POST", "/inject", {**body, "answers": up.session(app)["seq"]}) == {"ok": True}
     assert up.session(app)["state"] == "working"
     with pytest.raises(ClaudeSandboxError):
-        hooks_client.ask("POST", "/inject", {"name": "Stop", "sandbox": app.name})
+        daemon_client.ask("POST", "/inject", {"name": "Stop", "sandbox": app.name})
 
 
 # -- restarts ----------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def test_a_killed_server_comes_back_and_nothing_is_lost_or_taken_twice(up: Play)
     deliverer.join(PATIENCE)
     assert up.events() == [(app.name, f"00ff00ff:{n}") for n in range(1, 301)]
     assert up.session(app)["state"] == "done" and up.state()["seq"] == 300
-    assert "the worker ended with 137" in up.log()
+    assert "the attention worker ended with 137" in up.log()
 
 
 def test_a_server_without_its_parent_starts_anew(up: Play) -> None:
@@ -220,7 +221,7 @@ def test_a_server_without_its_parent_starts_anew(up: Play) -> None:
     app.deliver(app.line("PermissionRequest.Bash"))
     old = parent()
     os.kill(old, signal.SIGKILL)
-    wait_for(lambda: daemon.running(hooks_client.daemon()) and parent() != old)
+    wait_for(lambda: daemon.running(daemon_client.daemon()) and parent() != old)
     assert wait_for(lambda: up.session(app))["state"] == "needs_input"
 
 
@@ -229,9 +230,9 @@ def test_after_a_stop_and_a_start_all_is_known(up: Play) -> None:
     app = up.sandbox()
     app.deliver(app.line("UserPromptSubmit"), app.line("PermissionRequest.Bash"))
     before = up.session(app)
-    assert hooks_client.stop() and not hooks_client.running() and not hooks_client.stop()
+    assert daemon_client.stop() and not daemon_client.running() and not daemon_client.stop()
     assert hooks_client.session_dicts() == [], "no server: nobody knows"
-    hooks_client.ensure()
+    daemon_client.ensure()
     assert up.session(app) == before
     assert app.deliver(app.line("Stop", number=2))["last"] == "00ff00ff:2", "still known"
     app.deliver(app.line("Stop"))
@@ -242,10 +243,10 @@ def test_a_vm_that_went_while_no_server_ran_has_no_session(up: Play) -> None:
     app, gone = up.sandbox(), up.sandbox("claude-sandbox-gone")
     for guest in (app, gone):
         guest.deliver(guest.line("PermissionRequest.Bash"))
-    hooks_client.stop()
+    daemon_client.stop()
     app.stops()
     (hooks_client.registrations() / f"{gone.registration.tag}.json").unlink()
-    hooks_client.ensure()
+    daemon_client.ensure()
     assert {up.session(app)["state"], up.session(gone)["state"]} == {"ended"}
 
 
@@ -254,18 +255,18 @@ def test_a_server_that_stops_right_after_a_vm_has_seen_it_stop(up: Play) -> None
     app = up.sandbox()
     app.deliver(app.line("PermissionRequest.Bash"))
     app.stops()
-    hooks_client.stop()
+    daemon_client.stop()
     app.boots()
-    hooks_client.ensure()
+    daemon_client.ensure()
     assert up.session(app)["state"] == "ended"
 
 
 def test_a_server_of_another_version_is_replaced(up: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     old = parent()
-    assert not hooks_client.ensure()
-    noted = daemon.told(hooks_client.daemon())
-    hooks_client.daemon().pid_file.write_text(json.dumps({**noted, "version": "0.0.0+00000000"}))
-    assert hooks_client.ensure() and parent() != old
+    assert not daemon_client.ensure()
+    noted = daemon.read_pid_file(daemon_client.daemon())
+    daemon_client.daemon().pid_file.write_text(json.dumps({**noted, "version": "0.0.0+00000000"}))
+    assert daemon_client.ensure() and parent() != old
 
 
 def test_two_starts_at_once_make_one_server(play: Play) -> None:
@@ -273,17 +274,17 @@ def test_two_starts_at_once_make_one_server(play: Play) -> None:
     starts = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(4)]
     assert [start.wait(PATIENCE) for start in starts] == [0] * 4
     mine = [p for p in psutil.process_iter(["cmdline", "environ"]) if _is_ours(p, play.root)]
-    assert len(mine) == 2, "one parent, one worker"
+    assert len(mine) == 3, "a supervisor and two workers"
 
 
 def _is_ours(process: psutil.Process, root: Path) -> bool:
     words, env = process.info["cmdline"] or [], process.info["environ"] or {}
-    return hooks_client.VERB in words and env.get("HOME") == str(root / "h")
+    return daemon_client.VERB in words and env.get("HOME") == str(root / "h")
 
 
 def test_a_second_server_by_hand_leaves_the_first_alone(up: Play) -> None:
     old = parent()
-    argv = [sys.executable, str(ROOT / "claude_sandbox.py"), hooks_client.VERB]
+    argv = [sys.executable, str(ROOT / "claude_sandbox.py"), daemon_client.VERB]
     refused = subprocess.run([*argv, "--nonsense"], capture_output=True, timeout=PATIENCE, check=False)
     assert refused.returncode == 2 and b"usage: claude-hooks-server" in refused.stderr
     again = subprocess.run(argv, capture_output=True, timeout=PATIENCE, check=False)
@@ -292,23 +293,23 @@ def test_a_second_server_by_hand_leaves_the_first_alone(up: Play) -> None:
 
 @pytest.mark.parametrize("noted", ["", "[]", '{"pid": 1}', '{"pid": "x"}', "{", None])
 def test_a_stale_pid_file_harms_nothing(play: Play, noted: str | None) -> None:
-    file = hooks_client.daemon().pid_file
+    file = daemon_client.daemon().pid_file
     if noted is None:  # a process id that belongs to somebody else by now
         noted = json.dumps(
             {"pid": os.getpid(), "started": time.time() - 9999, "version": system_program.version()}
         )
     file.write_text(noted)
-    assert not hooks_client.running() and not hooks_client.stop()
-    assert hooks_client.ensure() and parent() != os.getpid()
-    assert hooks_client.stop()
+    assert not daemon_client.running() and not daemon_client.stop()
+    assert daemon_client.ensure() and parent() != os.getpid()
+    assert daemon_client.stop()
 
 
 def test_a_process_that_only_has_the_number_gets_no_signal(up: Play) -> None:
     bystander = subprocess.Popen(["sleep", "600"])
     # Another server of ours, of another directory say, that got the number: the verb alone is not enough.
-    double = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", hooks_client.VERB])
+    double = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", daemon_client.VERB])
     try:
-        file = hooks_client.daemon().pid_file
+        file = daemon_client.daemon().pid_file
         noted = json.loads(file.read_text())
         known = processes.identity(bystander.pid)
         assert known is not None
@@ -321,7 +322,7 @@ def test_a_process_that_only_has_the_number_gets_no_signal(up: Play) -> None:
         ):
             file.write_text(json.dumps(lie))
             with pytest.raises(ClaudeSandboxError, match="does not stop"):
-                daemon.stop(hooks_client.daemon(), ask_to_stop=_say_nothing, timeout=0.2)
+                daemon.stop(daemon_client.daemon(), ask_to_stop=_say_nothing, timeout=0.2)
         assert bystander.poll() is None and double.poll() is None
         file.write_text(json.dumps(noted))
     finally:
@@ -336,8 +337,8 @@ def _say_nothing() -> None:
 
 def test_a_server_that_does_not_answer_is_stopped_by_signal(up: Play) -> None:
     os.kill(worker(), signal.SIGSTOP)
-    assert daemon.stop(hooks_client.daemon(), ask_to_stop=_say_nothing, timeout=15)
-    assert not hooks_client.running()
+    assert daemon.stop(daemon_client.daemon(), ask_to_stop=_say_nothing, timeout=15)
+    assert not daemon_client.running()
 
 
 # -- the disk ----------------------------------------------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.registration import Registration
 from _claude_sandbox.system import daemon, runtime_dir
-from tests.support.box import ROOT, Box
-from tests.support.hookplay import PATIENCE, Guest, wait_for
+from tests.support.box import Box
+from tests.support.hookplay import PATIENCE, Guest, old_server, wait_for
 
 APP = "claude-sandbox-app"
 NOBODY = 65534
@@ -53,7 +52,7 @@ def recorded(box: Box) -> list[Path]:
 
 def server(box: Box, env: Env) -> dict[str, object]:
     place = box.runtime / "claude-sandbox" / runtime_dir.key({k: v for k, v in env.items() if v})
-    return daemon.told(daemon.Daemon("", "", place / "hooks", Path(), Path()))
+    return daemon.read_pid_file(daemon.Daemon("", "", place / "hooks", Path(), Path()))
 
 
 # -- each HOME its own -------------------------------------------------------------------------------
@@ -133,17 +132,17 @@ def within(box: Box, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     yield box
-    hooks_client.stop()
+    daemon_client.stop()
 
 
 def test_a_server_whose_directory_was_removed_ends_and_harms_no_other(within: Box) -> None:
     """A cleaner of /tmp, or somebody's rm: nobody would find it again, and the next command starts another."""
-    hooks_client.ensure()
+    daemon_client.ensure()
     old = psutil.Process(int(server(within, within.env)["pid"]))  # type: ignore[call-overload]
     shutil.rmtree(within.runtime_dir())
-    hooks_client.ensure()
+    daemon_client.ensure()
     old.wait(PATIENCE)
-    assert daemon.running(hooks_client.daemon()) and hooks_client.ask("GET", "/state")["sandboxes"] == []
+    assert daemon.running(daemon_client.daemon()) and daemon_client.ask("GET", "/state")["sandboxes"] == []
     assert server(within, within.env)["pid"] != old.pid
 
 
@@ -154,37 +153,14 @@ def test_a_server_keeps_its_directory_from_cleaners(within: Box) -> None:
     for file in (*old, left):
         file.touch()
         os.utime(file, (1, 1))
-    hooks_client.ensure()
+    daemon_client.ensure()
     wait_for(lambda: all(time.time() - file.stat().st_mtime < 60 for file in old))
     assert left.stat().st_mtime == 1
 
 
-LAST_RELEASE = """
-import os, sys
-sys.path.insert(0, os.environ["OLD_ROOT"])
-from pathlib import Path
-from _claude_sandbox.hooks import client, server
-from _claude_sandbox.system import daemon, paths
-from _claude_sandbox.system.run import Command
-program = os.environ["OLD_PROGRAM"]
-def own_command(verb, *arguments):
-    return Command((sys.executable, "-c", program, verb, *arguments))
-daemon.own_command = own_command
-client.stop_former = lambda: False
-paths.runtime_dir = lambda: paths.private_dir(Path(os.environ["OLD_PLACE"]))
-import claude_sandbox
-sys.exit(claude_sandbox.main())
-"""
-
-
 def last_release(box: Box, env: Mapping[str, str]) -> psutil.Process:
-    """A server in the one directory that all HOMEs of a user shared."""
-    place = box.runtime / "claude-sandbox"
-    old = {"OLD_ROOT": str(ROOT), "OLD_PROGRAM": LAST_RELEASE, "OLD_PLACE": str(place)}
-    argv = [sys.executable, "-c", LAST_RELEASE, hooks_client.VERB]
-    process = subprocess.Popen(argv, env={**box.env, **env, **old}, start_new_session=True)
-    wait_for((place / "hooks" / "control.sock").exists)
-    return psutil.Process(process.pid)  # our child: a zombie when it has ended
+    """A hooks server in the one directory that all HOMEs of a user shared."""
+    return old_server(box.runtime / "claude-sandbox" / "hooks", daemon_client.VERB, {**box.env, **env})
 
 
 def ended(process: psutil.Process) -> bool:
@@ -198,9 +174,10 @@ def test_the_last_release_s_server_is_replaced_and_its_sandboxes_go_on(within: B
     guest.boots()
     place = within.runtime / "claude-sandbox" / "hooks" / "sandboxes"
     old = last_release(within, {})
+    place.mkdir(mode=0o700)
     guest.registration.write(place)
     assert "last release" in within.run("doctor").out
-    hooks_client.ensure()
+    daemon_client.ensure()
     wait_for(lambda: ended(old))
     assert list(place.iterdir()) == [], "they are ours now"
     wait_for(guest.socket.exists)
@@ -219,8 +196,8 @@ def test_another_home_s_server_of_the_last_release_is_left_alone(within: Box) ->
     other.mkdir()
     old = last_release(within, {"HOME": str(other)})
     try:
-        hooks_client.ensure()
-        hooks_client.stop()
+        daemon_client.ensure()
+        daemon_client.stop()
         assert not ended(old)
     finally:
         old.terminate()

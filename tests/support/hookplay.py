@@ -6,14 +6,20 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.registration import Registration
+from tests.support.box import ROOT
 
 SAMPLES = Path(__file__).resolve().parents[1] / "unit" / "hooks" / "samples"
 PATIENCE = 60.0  # seconds; the machine may be busy
@@ -56,6 +62,40 @@ def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
         *headers,
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+# What a server of the last release was to others: a parent with its verb in the command line that holds the lock,
+# a pid file, a control socket; it ends at SIGTERM, or when it is asked to.
+OLD_SERVER = """
+import fcntl, json, os, signal, socket, sys
+sys.path.insert(0, sys.argv[3])
+from _claude_sandbox.system import processes
+verb, place = sys.argv[1:3]
+os.makedirs(place, mode=0o700, exist_ok=True)
+os.chdir(place)
+os.chmod(os.path.dirname(place), 0o700)
+lock = os.open("server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
+with open("server.pid", "w") as file:
+    json.dump({**processes.identity(os.getpid()).to_json(), "version": "0.0.0+old", "argv0": "x"}, file)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+control = socket.socket(socket.AF_UNIX)
+control.bind("control.sock")
+control.listen()
+while True:
+    client, _ = control.accept()
+    if b"stop" in client.recv(4096):
+        break
+    client.close()
+"""
+
+
+def old_server(place: Path, verb: str, env: Mapping[str, str]) -> psutil.Process:
+    """A server of the last release in `place`. Our child: a zombie when it has ended."""
+    argv = [sys.executable, "-c", OLD_SERVER, verb, str(place), str(ROOT)]
+    process = subprocess.Popen(argv, env=env, start_new_session=True)
+    wait_for((place / "control.sock").exists)
+    return psutil.Process(process.pid)
 
 
 @dataclass
@@ -122,7 +162,7 @@ class Play:
     root: Path
     guests: list[Guest] = field(default_factory=list)
 
-    def sandbox(self, name: str = "claude-sandbox-app", *, boots: bool = True) -> Guest:
+    def sandbox(self, name: str = "claude-sandbox-app", *, boots: bool = True, refresh: bool = True) -> Guest:
         directory = self.root / "l" / name
         directory.mkdir(parents=True)
         registration = Registration(
@@ -133,11 +173,12 @@ class Play:
         if boots:
             guest.boots()
         self.guests.append(guest)
-        hooks_client.refresh_server()
+        if refresh:
+            daemon_client.refresh()
         return guest
 
     def state(self) -> dict[str, Any]:
-        return hooks_client.ask("GET", "/state")
+        return daemon_client.ask("GET", "/state")
 
     def session(self, guest: Guest, session_id: str = "s1") -> dict[str, Any]:
         """{} when the server does not know it."""

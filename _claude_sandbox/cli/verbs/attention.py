@@ -11,6 +11,7 @@ from pathlib import Path
 from _claude_sandbox.cli import render
 from _claude_sandbox.cli import watch as cli_watch
 from _claude_sandbox.cli.invocation import Invocation
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, SandboxNotFoundError, UsageError
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.hooks.attention import NEEDS_INPUT, Session
@@ -210,7 +211,7 @@ def send(runner: Runner, session: Session, text: str) -> terminals_reply.Replied
     ):  # no event of Claude's own tells of every answer: the state must not wait for one
         with contextlib.suppress(OSError, ClaudeSandboxError):  # the server went: it will see for itself
             told = {"name": HOST_REPLIED, "sandbox": session.sandbox, "session_id": session.session_id}
-            hooks_client.ask("POST", "/inject", {**told, "answers": session.seq}, timeout=2)
+            daemon_client.ask("POST", "/inject", {**told, "answers": session.seq}, timeout=2)
     return sent
 
 
@@ -285,8 +286,8 @@ def notify(call: Invocation) -> int:
         call.report("(show a test notification by every way)")
         return call.show({"ways": [], "log": []}, "")
     log: list[str] = []
-    if hooks_client.running():
-        told = [str(line) for line in hooks_client.ask("POST", "/notify-test", timeout=60).get("ways", [])]
+    if daemon_client.running():
+        told = [str(line) for line in daemon_client.ask("POST", "/notify-test", timeout=60).get("ways", [])]
     else:
         import asyncio
 

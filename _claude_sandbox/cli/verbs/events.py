@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from _claude_sandbox.cli import render
 from _claude_sandbox.cli.invocation import Invocation
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.errors import UsageError
-from _claude_sandbox.hooks import client as hooks_client
 
 if TYPE_CHECKING:
     from _claude_sandbox.hooks.attention import Session
@@ -25,8 +25,8 @@ def restart_server(call: Invocation) -> int:
     """Stop and start the hooks server. Running sandboxes queue their events until it is back."""
     if call.options.dry_run:
         call.report("(stop the hooks server and start it again)")
-        return call.show({"hooks_server": "Running" if hooks_client.running() else "Not running"}, "")
-    hooks_client.restart()
+        return call.show({"hooks_server": "Running" if daemon_client.running() else "Not running"}, "")
+    daemon_client.restart()
     return call.show({"hooks_server": "Running"}, "The hooks server runs.")
 
 
@@ -40,7 +40,7 @@ def show(call: Invocation) -> int:
     for event in found:
         show_item(event)
     if call.options.follow:
-        if not hooks_client.running() and not call.options.quiet:
+        if not daemon_client.running() and not call.options.quiet:
             print("The hooks server does not run; waiting for it.", file=sys.stderr)
         for item in feed_client.follow(after=found[-1].seq if found else None):
             show_item(item)

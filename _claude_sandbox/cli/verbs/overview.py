@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from _claude_sandbox.cli import render
 from _claude_sandbox.cli.invocation import Invocation
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.hooks import client as hooks_client
 from _claude_sandbox.sandbox import summary
 from _claude_sandbox.vm.origin import DEFAULT_TEMPLATE
@@ -17,7 +18,7 @@ def status(call: Invocation) -> int:
     value = {
         "base_vm": summary.base_name(call.ctx, config),
         "template": config.template or DEFAULT_TEMPLATE,
-        "hooks_server": "Running" if hooks_client.running() else "Not running",
+        "hooks_server": "Running" if daemon_client.running() else "Not running",
         "audio_server": voice_grants.status(),
         "vms": vms,
         "sessions": hooks_client.session_dicts({each.name: each.status for each in vms}),

@@ -50,7 +50,7 @@ def test_what_a_launch_wrote_since_stays(home: Path, places: tuple[Path, Path]) 
     former, ours = places
     mine = registered(home / ".lima")
     mine.write(former)
-    newer = replace(mine, voice=True)
+    newer = replace(mine, project="/newer")
     newer.write(ours)
     hooks_registration.take_over(former, ours)
     assert hooks_registration.all_in(ours) == [newer] and hooks_registration.all_in(former) == []

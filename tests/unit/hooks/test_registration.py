@@ -42,7 +42,7 @@ def test_two_for_one_vm_become_one(one: Registration, tmp_path: Path) -> None:
     places = tmp_path / "sandboxes"
     places.mkdir()
     put_older(one, places)
-    newer = replace(one, dir=tmp_path / "lima" / "app", voice=True)
+    newer = replace(one, dir=tmp_path / "lima" / "app", project="/newer")
     newer.write(places)
     assert hooks_registration.all_in(places) == [newer]
     assert [file.stem for file in places.iterdir()] == [one.tag]

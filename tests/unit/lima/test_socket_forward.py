@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
 from _claude_sandbox.lima import socket_forward
+from _claude_sandbox.lima.socket_forward import Socket
 from tests.support.hookhost import Home, Host, payload, wait_until
 
 FAKE = """#!/bin/sh
@@ -23,20 +24,22 @@ cd {top}
 echo "$$ $(date +%s.%N)" >>calls
 printf '%s\\n' "$@" >argv
 for last; do :; done
-while [ "$1" != -R ]; do shift; done
-fresh=${{2%%:*}}
 case $(cat mode) in
 refuse) echo "remote port forwarding failed" >&2; exit 255 ;;
 mute) exec cat ;;
-flood) ln -s {host} "$fresh"; eval "$last" & cat /dev/zero ;;
+brief) echo up; exit 0 ;;
+noise) exec cat /dev/zero ;;
 esac
-ln -s {host} "$fresh" # sshd's listener
+while [ $# -gt 1 ]; do
+    [ "$1" != -R ] || {{ rm -f "${{2%%:*}}"; ln -s "${{2#*:}}" "${{2%%:*}}"; }} # sshd's listener
+    shift
+done
 exec sh -c "exec $last"
 """
 
 
 class World:
-    """One guest socket, one host socket, and a Forward in an event loop of the test's."""
+    """One guest socket, one host socket, and a Forward in an event loop of the test's. `states`: whether it is ready."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -49,6 +52,7 @@ class World:
         (self.bin / "ssh").chmod(0o755)
         self.mode("work")
         self.runs, self.lines, self.states = True, list[str](), list[bool]()
+        self.ready = frozenset[str]()
 
     def mode(self, mode: str) -> None:
         (self.top / "mode.new").write_text(mode)
@@ -58,18 +62,29 @@ class World:
         file = self.top / "calls"
         return [int(line.split()[0]) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def forward(self, script: str | None = None) -> socket_forward.Forward:
+    def sockets(self, scripts: Sequence[str]) -> list[Socket]:
+        """The first one is `hooks`, the next ones `s1`, `s2`."""
+        return [
+            Socket(f"s{n}" if n else "hooks", f"{self.guest_socket}{n or ''}", self.host_socket, script)
+            for n, script in enumerate(scripts or [hooks_guest_setup.delivery()])
+        ]
+
+    def forward(self, *scripts: str) -> socket_forward.Forward:
         return socket_forward.Forward(
-            ssh_config=self.top / "ssh.config", host="lima-app", guest_socket=str(self.guest_socket),
-            host_socket=self.host_socket, script=script or hooks_guest_setup.delivery(), usable=lambda: self.runs,
-            log=self.lines.append, on_state=self.states.append,
+            ssh_config=self.top / "ssh.config", host="lima-app", sockets=self.sockets(scripts),
+            usable=lambda: self.runs, log=self.lines.append, on_state=self.note,
         )  # fmt: skip
 
-    def play(self, scene: Callable[[], None], script: str | None = None) -> None:
+    def note(self, ready: frozenset[str]) -> None:
+        self.ready = ready
+        if not self.states or self.states[-1] != ("hooks" in ready):
+            self.states.append("hooks" in ready)
+
+    def play(self, scene: Callable[[], None], *scripts: str) -> None:
         """Run the forward while `scene` plays in a thread."""
 
         async def both() -> None:
-            task = asyncio.create_task(self.forward(script).run())
+            task = asyncio.create_task(self.forward(*scripts).run())
             try:
                 await asyncio.to_thread(scene)
                 assert not task.done()
@@ -100,21 +115,25 @@ def alive(pid: int) -> bool:
         return False
 
 
+READY = 'echo "ready $1"; cat >/dev/null'
+
+
 def test_the_command_line(world: World) -> None:
-    made = socket_forward.command(
-        Path("/l/ssh.config"), "lima-app", "/run/user/1/s", Path("/h:x/in.sock"), "exec cat"
-    )
+    sockets = [
+        Socket("hooks", "/run/user/1/s", Path("/h:x/in.sock"), "exec cat"),
+        Socket("voice", "/run/user/1/v", Path("/h/v.sock"), "exec true"),
+    ]
+    made = socket_forward.command(Path("/l/ssh.config"), "lima-app", sockets)
     assert made.argv[:3] == ("ssh", "-F", "/l/ssh.config")
     assert "ControlPath=none" in made.argv and "ExitOnForwardFailure=yes" in made.argv
-    forwarded, host, line = made.argv[-3:]
+    *_, one, _, two, host, line = made.argv
     assert host == "lima-app"
-    fresh, _, there = forwarded.partition(":")
+    fresh, _, there = one.partition(":")
     assert fresh.startswith("/run/user/1/s.") and there == "/h\\:x/in.sock"
-    assert line == f"""sh -c 'mv -f "$1" "$2" || exit; exec cat' sh {fresh} /run/user/1/s"""
-    again = socket_forward.command(
-        Path("/l/ssh.config"), "lima-app", "/run/user/1/s", Path("/h:x/in.sock"), "exec cat"
-    )
-    assert again.argv[-3] != forwarded
+    other = two.partition(":")[0]
+    assert line.endswith(f"sh hooks {fresh} /run/user/1/s 'exec cat' voice {other} /run/user/1/v 'exec true'")
+    again = socket_forward.command(Path("/l/ssh.config"), "lima-app", sockets)
+    assert again.argv[-5] != one
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="hook.sh runs in Linux guests")
@@ -139,8 +158,9 @@ def test_events_arrive_and_again_after_whatever_ended_it(world: World) -> None:
 
 
 def test_cancelled_it_leaves_no_process(world: World) -> None:
-    world.play(lambda: wait_until(lambda: world.states), script="echo $$ >pid; echo ready; cat >/dev/null")
-    assert not alive(world.calls()[0]) and not alive(int((world.top / "pid").read_text()))
+    world.play(lambda: wait_until(lambda: world.states), f"echo $$ >pid; {READY}")
+    assert not alive(world.calls()[0])
+    wait_until(lambda: not alive(int((world.top / "pid").read_text())))
     assert world.states == [True, False]
 
 
@@ -148,9 +168,9 @@ def test_the_script_ends_when_the_server_is_killed(world: World) -> None:
     """Our end of its stdin is closed by whatever ends us."""
     code = (
         "import asyncio, sys; from pathlib import Path; from _claude_sandbox.lima import socket_forward\n"
-        f"asyncio.run(socket_forward.Forward(ssh_config=Path('/x'), host='h', guest_socket={str(world.guest_socket)!r},"
-        f" host_socket=Path({str(world.host_socket)!r}), script='echo ready; cat >/dev/null', usable=lambda: True,"
-        " log=print, on_state=lambda up: print(up, flush=True)).run())"
+        f"socket = socket_forward.Socket('hooks', {str(world.guest_socket)!r}, Path({str(world.host_socket)!r}), {READY!r})\n"
+        "asyncio.run(socket_forward.Forward(ssh_config=Path('/x'), host='h', sockets=[socket],"
+        " usable=lambda: True, log=print, on_state=lambda ready: print(bool(ready), flush=True)).run())"
     )
     root = Path(__file__).resolve().parents[3]
     server = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE)
@@ -170,7 +190,7 @@ def test_a_vm_that_does_not_run_is_left_alone(world: World) -> None:
         world.runs = True
         wait_until(lambda: world.states)
 
-    world.play(scene, script="echo ready; cat >/dev/null")
+    world.play(scene, READY)
 
 
 def test_tries_come_slower_and_the_reason_is_told_once(world: World) -> None:
@@ -184,19 +204,20 @@ def test_tries_come_slower_and_the_reason_is_told_once(world: World) -> None:
         world.mode("work")
         wait_until(lambda: world.states)
 
-    world.play(scene, script="echo ready; cat >/dev/null")
+    world.play(scene, READY)
     assert world.lines[1] == "connected to the guest again"
 
 
 def test_a_guest_that_ends_each_connection_at_once_is_tried_slower_too(world: World) -> None:
-    """It said `ready`; without a pause the host would log in twice a second, for ever."""
+    """It said that it is up; without a pause the host would log in twice a second, for ever."""
+    world.mode("brief")
 
     def scene() -> None:
         wait_until(lambda: len(world.calls()) >= 5)
         times = [float(line.split()[1]) for line in (world.top / "calls").read_text().splitlines()]
         assert times[4] - times[3] > 0.4  # 0.05 s, doubled three times
 
-    world.play(scene, script="echo ready")
+    world.play(scene)
 
 
 def test_one_that_never_gets_ready_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +228,7 @@ def test_one_that_never_gets_ready_is_given_up(world: World, monkeypatch: pytest
 
 
 def test_a_guest_without_perl(world: World) -> None:
-    world.play(lambda: wait_until(lambda: world.lines), script="exec /nonexistent/perl")
+    world.play(lambda: wait_until(lambda: world.lines), "exec /nonexistent/perl")
     assert "nonexistent/perl" in world.lines[0]
 
 
@@ -221,13 +242,36 @@ def test_a_script_that_prints_without_end_is_read_to_a_limit(world: World) -> No
         assert int(Path("/proc/self/io").read_text().split()[1]) - read < 1 << 20
         assert alive(pid)
 
-    world.play(scene, script="echo ready; cat /dev/zero")
+    world.play(scene, 'echo "ready $1"; cat /dev/zero')
     assert world.states == [True, False]
 
 
 def test_garbage_before_it_is_ready(world: World) -> None:
-    world.play(lambda: wait_until(lambda: len(world.calls()) >= 2), script="cat /dev/zero")
+    world.mode("noise")
+    world.play(lambda: wait_until(lambda: len(world.calls()) >= 2))
     assert world.states == []
+
+
+def test_a_script_that_ends_runs_again_and_the_others_go_on(world: World) -> None:
+    def scene() -> None:
+        wait_until(lambda: (world.top / "tries").exists() and len((world.top / "tries").read_text()) >= 4)
+        assert world.ready == {"hooks", "s2"} and len(world.calls()) == 1
+        assert [line for line in world.lines if "s1" in line] == ["s1 ended in the guest (3): oh"]
+
+    world.play(scene, READY, "echo >>tries; echo oh >&2; exit 3", READY)
+
+
+def test_what_a_newer_connection_has_taken_is_not_run_again_by_the_older_one(world: World) -> None:
+    """A connection that died without its knowing: both would take each other's turn."""
+
+    def scene() -> None:
+        wait_until(lambda: world.ready)
+        Path(f"{world.guest_socket}.by").write_text("another\n")
+        (world.top / "go").touch()
+        time.sleep(1.5)
+        assert (world.top / "tries").read_text() == "\n"
+
+    world.play(scene, 'echo >>tries; echo "ready $1"; while [ ! -e go ]; do sleep 0.05; done')
 
 
 def test_ssh_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""The audio server's process: grants of living sessions, the sign, its end; and a launch that gives a grant."""
+"""The microphone as a service: grants of living sessions, the indicator; and a launch that gives a grant."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from _claude_sandbox.daemon import client as daemon_client
 from _claude_sandbox.lima import limactl
 from _claude_sandbox.lima.limactl import Instance
 from _claude_sandbox.notify.channels import Actions, Failed
@@ -26,10 +28,11 @@ from _claude_sandbox.system.jsonio import read_object
 from _claude_sandbox.system.run import LocalRunner
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.voice import grants as voice_grants
+from _claude_sandbox.voice import guest_setup as voice_guest_setup
 from _claude_sandbox.voice import indicator as voice_indicator
 from _claude_sandbox.voice.grants import Grant
 from _claude_sandbox.voice.recorder import CaptureCommand
-from _claude_sandbox.voice.server import Server
+from _claude_sandbox.voice.server import VoiceServer
 from _claude_sandbox.voice.stream import RecordingLimits
 from tests.support.box import short_directory
 from tests.support.tmux_server import Server as TmuxServer
@@ -75,39 +78,27 @@ def grant(home: Path, pid: int, *, name: str = "claude-sandbox-app", command: tu
     return made
 
 
-class Ground:
-    """A server in this process with a forward that only notes its life."""
+class Service:
+    """The voice server in this process."""
 
     def __init__(self) -> None:
-        self.signs: list[tuple[str, bool]] = []
-        self.forwards: list[str] = []
-        self.scripts: list[str] = []
+        self.shown: list[tuple[str, bool]] = []
         self.log: list[str] = []
 
-    def make(self, grant: Grant, _socket: Path, script: str, _log: object) -> Ground:
-        self.scripts.append(script)
-        return self
-
-    async def run(self) -> None:
-        self.forwards.append("up")
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.forwards.append("down")
-
-    def play(self, test: Callable[[Server], Awaitable[None]], idle: float = 60) -> None:
+    def run(self, test: Callable[[], Awaitable[None]], idle: float = 60) -> None:
         async def whole() -> None:
-            server = Server(
-                forwards=self.make, sign=lambda name, on: self.signs.append((name, on)), log=self.log.append,
+            server = VoiceServer(
+                indicate=lambda name, on: self.shown.append((name, on)), log=self.log.append,
                 limits=RecordingLimits(term=0.3), idle=idle,
             )  # fmt: skip
             async with asyncio.timeout(40):
                 running = asyncio.create_task(server.run())
                 try:
-                    await test(server)
+                    await test()
                 finally:
-                    server.stop_soon()
-                    await running
+                    running.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await running
 
         asyncio.run(whole())
 
@@ -130,9 +121,9 @@ async def record(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
 def test_a_sandbox_can_record_only_while_its_session_lives(
     home: Path, session: subprocess.Popen[bytes]
 ) -> None:
-    ground = Ground()
+    service = Service()
 
-    async def test(_server: Server) -> None:
+    async def test() -> None:
         given = grant(home, session.pid)
         socket = voice_grants.socket_of(given.tag)
         await until(socket.exists)
@@ -140,26 +131,25 @@ def test_a_sandbox_can_record_only_while_its_session_lives(
         reader, _writer = await record(socket)
         assert (await reader.readexactly(12)) == b"sound......."
         assert voice_grants.recording() == [given.name]
-        assert ground.signs == [(given.name, True)]
+        assert service.shown == [(given.name, True)]
         pid = (read_object(voice_grants.state_file()) or {})["recording"][given.name]["pid"]
         session.kill()  # as by kill -9: nothing takes the grant back
         session.wait()
         await until(lambda: not socket.exists())
         await reader.read()
-        assert ground.forwards == ["up", "down"]
-        assert ground.signs == [(given.name, True), (given.name, False)]
+        assert service.shown == [(given.name, True), (given.name, False)]
         assert voice_grants.recording() == []
         assert not given.file().exists()
         with pytest.raises(ProcessLookupError):
             os.killpg(pid, 0)
 
-    ground.play(test)
+    service.run(test)
 
 
 def test_two_sessions_of_one_sandbox_share_the_socket(home: Path, session: subprocess.Popen[bytes]) -> None:
-    ground = Ground()
+    service = Service()
 
-    async def test(_server: Server) -> None:
+    async def test() -> None:
         own = grant(home, os.getpid())
         grant(home, session.pid)
         socket = voice_grants.socket_of(own.tag)
@@ -167,47 +157,45 @@ def test_two_sessions_of_one_sandbox_share_the_socket(home: Path, session: subpr
         own.file().unlink()
         await asyncio.sleep(2.2)
         assert socket.exists()
-        assert ground.forwards == ["up"]
 
-    ground.play(test)
+    service.run(test)
 
 
 def test_the_user_s_own_program_records(home: Path) -> None:
-    ground = Ground()
+    service = Service()
 
-    async def test(_server: Server) -> None:
+    async def test() -> None:
         given = grant(home, os.getpid(), command=("sh", "-c", "echo mine"))
         await until(voice_grants.socket_of(given.tag).exists)
         reader, _ = await record(voice_grants.socket_of(given.tag))
         assert await reader.read() == b"mine\n"
 
-    ground.play(test)
+    service.run(test)
 
 
-def test_without_grants_it_ends_by_itself(home: Path) -> None:
-    ground = Ground()
-
-    async def test(_server: Server) -> None:
-        await until(lambda: "stopped" in ground.log)
-
-    ground.play(test, idle=0.1)
-
-
-def test_the_script_for_the_guest_brings_the_wrappers(
-    home: Path, tmp_path: Path, session: subprocess.Popen[bytes]
+def test_without_grants_it_counts_as_not_running_after_a_while(
+    home: Path, session: subprocess.Popen[bytes]
 ) -> None:
-    ground = Ground()
+    service = Service()
 
-    async def test(_server: Server) -> None:
-        grant(home, session.pid)
-        await until(lambda: bool(ground.scripts))
+    def active() -> bool:
+        return (read_object(voice_grants.state_file()) or {}).get("active") is True
 
-    ground.play(test)
+    async def test() -> None:
+        given = grant(home, session.pid)
+        await until(active)
+        given.file().unlink()
+        await until(lambda: not active())
+
+    service.run(test, idle=0.1)
+
+
+def test_the_script_for_the_guest_brings_the_wrappers(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["sh", "-c", ground.scripts[0]], input=b"", capture_output=True, timeout=20,
-        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        ["sh", "-c", voice_guest_setup.script(), "sh", "voice", "/socket"],
+        input=b"", capture_output=True, timeout=20, env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
     )  # fmt: skip
-    assert (done.stdout, done.stderr) == (b"ready\n", b"")
+    assert (done.stdout, done.stderr) == (b"ready voice\n", b"")
     for name in ("rec", "arecord"):
         file = tmp_path / ".claude-sandbox/voice" / name
         assert file.read_text().rstrip("\n") == voice_script()
@@ -219,7 +207,7 @@ def voice_script() -> str:
 
 
 def test_what_a_killed_server_left_is_ended(home: Path) -> None:
-    ground = Ground()
+    service = Service()
     with (
         subprocess.Popen(["sleep", "600"], process_group=0) as left,
         subprocess.Popen(["sleep", "600"], process_group=0) as old,
@@ -232,18 +220,18 @@ def test_what_a_killed_server_left_is_ended(home: Path) -> None:
             "claude-sandbox-old": {"pid": old.pid, "started": time.time()},  # by an older version
             # the process id belongs to another by now
             "claude-sandbox-b": {"pid": other.pid, "started": 1.0},
-            "claude-sandbox-d": {**known.to_json(), "pid": other.pid},
+            "claude-sandbox-d": {**known.to_json(), "pid": other.pid, "start": known.start - 1},
             "claude-sandbox-c": {"pid": "x"},
         }
         write_json(voice_grants.state_file(), {"schema": 1, "recording": recording})
 
-        async def test(_server: Server) -> None:
+        async def test() -> None:
             await until(lambda: left.poll() is not None and old.poll() is not None)
             assert other.poll() is None
-            assert ("claude-sandbox-app", False) in ground.signs
+            assert ("claude-sandbox-app", False) in service.shown
             assert voice_grants.recording() == []
 
-        ground.play(test)
+        service.run(test)
         other.kill()
 
 
@@ -282,7 +270,7 @@ def test_a_grant_outlives_a_step_of_the_clock_and_an_update(
 # -- the real process ----------------------------------------------------------------------------
 
 
-def test_a_session_starts_the_server_and_takes_its_grant_back(home: Path) -> None:
+def test_a_session_starts_the_daemon_and_takes_its_grant_back(home: Path) -> None:
     where = home / ".lima" / "claude-sandbox-app"
     where.mkdir(parents=True)
     warnings: list[str] = []
@@ -295,19 +283,20 @@ def test_a_session_starts_the_server_and_takes_its_grant_back(home: Path) -> Non
             assert [each.name for each in voice_grants.all_held()] == [instance.name]
             socket = voice_grants.socket_of(instance.tag)
             _wait(socket.exists)
-            os.kill(
-                int(daemon.told(voice_grants.daemon())["pid"]), signal.SIGTERM
-            )  # as a restart of the computer would
+            pid = daemon.read_pid_file(daemon_client.daemon())["pid"]
+            os.kill(int(pid), signal.SIGTERM)  # as a restart of the computer would
             _wait(lambda: voice_grants.status() == "Not running")
-            voice_grants.ensure()
+            assert not socket.exists()
+            daemon_client.ensure()
             _wait(socket.exists)
         assert voice_grants.all_held() == []
         _wait(lambda: not socket.exists())
-        assert voice_grants.stop()
+        assert voice_grants.status() == "Running", "for a while"
+        assert daemon_client.stop()
         assert voice_grants.status() == "Not running"
-        assert not voice_grants.stop()
+        assert not daemon_client.stop()
     finally:
-        voice_grants.stop()
+        daemon_client.stop()
 
 
 def _wait(true: Callable[[], bool]) -> None:
@@ -376,10 +365,10 @@ def test_the_status_line_of_our_own_tmux_sessions_says_it(home: Path) -> None:
             }
 
         async def test() -> None:
-            sign = voice_indicator.RecordingIndicator(LocalRunner(), lambda text: None, (Seen(),))
-            sign(APP, True)
+            indicator = voice_indicator.RecordingIndicator(LocalRunner(), lambda text: None, (Seen(),))
+            indicator(APP, True)
             await until(lambda: shown() == {"claude-sandbox-app-17", "any-name"})
-            await sign.close()
+            await indicator.close()
             assert shown() == set()
 
         asyncio.run(test())
@@ -393,13 +382,13 @@ def test_the_notification_comes_and_goes(home: Path) -> None:
     async def test() -> None:
         log: list[str] = []
         runner, broken, good = Recorder(), Seen(fails=True), Seen()
-        sign = voice_indicator.RecordingIndicator(runner, log.append, (broken, good))
-        sign("claude-sandbox-app", True)
+        indicator = voice_indicator.RecordingIndicator(runner, log.append, (broken, good))
+        indicator("claude-sandbox-app", True)
         await until(lambda: bool(good.shown))
         (shown,) = good.shown.values()
         assert (shown.title, shown.body) == ("Microphone open", "claude-sandbox-app is recording")
         assert [line for line in log if "no bus" in line]
-        await sign.close()
+        await indicator.close()
         assert not good.shown
 
     asyncio.run(test())
