@@ -19,7 +19,7 @@ from _claude_sandbox.host import install_lima, inventory, run_as
 from _claude_sandbox.host.inventory import Missing
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.progress import Progress
-from _claude_sandbox.system.run import Command, Runner
+from _claude_sandbox.system.run import Command, Result, Runner
 
 INSTALL_TIMEOUT = 3600.0  # seconds
 PACKAGES, USER, RELEASE, GO = "packages", "user", "release", "go"
@@ -196,13 +196,13 @@ def apply(plan: SetupPlan, runner: Runner, progress: Progress) -> None:
                 say(shlex.join(command.argv[-3:]))
                 result = runner.stream(command, timeout=INSTALL_TIMEOUT, on_line=say, logfile=log)
                 if not result.ok:
-                    raise _failed(command, result.error_text or result.text, log)
+                    raise _failed(command, result, log)
 
 
-def _failed(command: Command, words: str, log: Path) -> HostSetupError:
+def _failed(command: Command, result: Result, log: Path) -> HostSetupError:
     return HostSetupError(
         f"`{command}` failed.",
-        details="\n".join(words.strip().splitlines()[-8:]),
+        details=result.last_lines,
         resolution=f"Fix that, or run it yourself, then `claude-sandbox setup` again. Log: {log}",
     )
 

@@ -197,7 +197,7 @@ def install_with_go(runner: Runner, say: Say, log: Path) -> None:
                 slow = result.returncode == TIMED_OUT
                 raise HostSetupError(
                     f"Building Lima with Go failed at `{' '.join(command.argv[:3])}`.",
-                    details="\n".join(result.error_text.splitlines()[-8:]),
+                    details=result.last_lines,
                     resolution="Try again when the machine is less busy."
                     if slow
                     else f"Lima {inventory.PINNED_LIMA} needs Go 1.25.7 or newer and a reachable module proxy. Log: {log}",

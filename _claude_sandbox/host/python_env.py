@@ -91,13 +91,9 @@ def _with_pip(runner: Runner, venv: Path, requirements: Path, yes: bool) -> None
             shutil.rmtree(venv, ignore_errors=True)
             raise HostSetupError(
                 "Could not make the Python environment.",
-                details=f"{shlex.join(argv)}\n{_tail(result.error_text or result.text)}",
+                details=f"{shlex.join(argv)}\n{result.last_lines}",
                 resolution="Check the network, and pip's settings for a mirror, proxy or CA; then try again.",
             )
-
-
-def _tail(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[-8:])
 
 
 def _install_venv(runner: Runner, yes: bool) -> None:

@@ -81,6 +81,11 @@ class Result:
     def error_text(self) -> str:
         return self.stderr.decode("utf-8", "replace").strip()
 
+    @property
+    def last_lines(self) -> str:
+        """Why it failed, as far as it said so: the last eight lines of stderr, or of stdout where that is empty."""
+        return "\n".join((self.error_text or self.text.strip()).splitlines()[-8:])
+
 
 class CommandNotFound(ClaudeSandboxError):
     """The program of a command is not on PATH."""

@@ -197,6 +197,39 @@ def test_exec_becomes_the_command(tmp_path: Path) -> None:
     assert out == f"first\nv {tmp_path} {process.pid}\n" and process.returncode == 9
 
 
+# -- what goes on beside us --------------------------------------------------------------------------
+
+
+def test_a_child_has_the_descriptors_and_a_stdin_that_stays_open(tmp_path: Path) -> None:
+    file = (tmp_path / "kept").open("w")
+    child = LocalRunner().spawn(sh(f"echo here >/dev/fd/{file.fileno()}; exec cat"), keep=[file.fileno()])
+    assert child.wait(0.3) is None and child.poll() is None  # it reads the pipe
+    child.terminate()
+    assert child.wait(10) == 128 + 15 and (tmp_path / "kept").read_text() == "here\n"
+    with pytest.raises(CommandNotFound):
+        LocalRunner().spawn(Command(("claude-sandbox-no-such-program",)))
+    file.close()
+
+
+def test_a_detached_process_has_its_own_session_and_appends_to_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    child = LocalRunner().spawn_detached(sh("cat; echo out; echo err >&2; exec sleep 60"), log)
+    deadline = time.monotonic() + 10
+    while "err" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert log.read_text() == "before\nout\nerr\n" and os.getsid(child.pid) == child.pid
+    child.kill()
+    assert child.wait(10) == 128 + 9
+
+
+def test_the_last_lines_are_stderr_s_or_else_stdout_s() -> None:
+    assert Result(1, b"out\n", b"\n".join(b"%d" % n for n in range(20))).last_lines.split() == list(
+        map(str, range(12, 20))
+    )
+    assert Result(1, b"\nout\n", b" \n").last_lines == "out"
+
+
 # -- dry run -----------------------------------------------------------------------------------------
 
 
