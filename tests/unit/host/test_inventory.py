@@ -321,7 +321,7 @@ def test_lima_s_defaults_are_looked_at(
         ("mounts: [{location: /srv}]", "mounts"),
         ("portForwards: [{guestPort: 80}]\nssh: {forwardAgent: true}", "portForwards, ssh.forwardAgent"),
         ("cpus: 2\nmounts: []", None),
-        ("{", "no YAML"),
+        ("{", "is not valid YAML"),
     ):
         file.write_text(text)
         check = looked().get("Lima's defaults")
