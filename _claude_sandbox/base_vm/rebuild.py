@@ -178,7 +178,7 @@ def _make(build: _Build) -> tuple[ToolCheck, ...]:
         checks = _build_and_try(build)
         if _all_work(checks):
             # Before the exchange: what gets the name is a base that can be cloned in no time.
-            linked_clone.freeze(build.ctx, Instance(build.temporary, STOPPED, build.directory))
+            linked_clone.move_disk_to_store(build.ctx, Instance(build.temporary, STOPPED, build.directory))
             _replace_old(build)
     except BaseException as error:
         with uninterrupted():
@@ -220,7 +220,7 @@ def _remove_with_disks(build: _Build) -> None:
 
 def _free_disks(ctx: Context, names: Sequence[str]) -> None:
     try:
-        disks_store.free(ctx.lima.home, only=names, tell=ctx.progress.note)
+        disks_store.remove_unused(ctx.lima.home, only=names, tell=ctx.progress.note)
     except (DiskError, OSError) as error:
         ctx.progress.warn(f"The old disk was not freed: {error}")
 

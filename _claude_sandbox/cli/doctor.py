@@ -239,12 +239,12 @@ def _hooks_server() -> Check:
 def _golden_disks() -> list[Check]:
     """The disks of which sandboxes are overlays, with their users."""
     try:
-        return [_golden_disk(each) for each in disks_store.survey(paths.lima_home())]
+        return [_golden_disk(each) for each in disks_store.list_files(paths.lima_home())]
     except (ClaudeSandboxError, OSError) as error:
         return [Check("golden disks", False, " ".join(str(error).split()))]
 
 
-def _golden_disk(each: disks_store.Golden) -> Check:
+def _golden_disk(each: disks_store.GoldenFile) -> Check:
     name = f"golden disk {each.path.stem[:12]}"
     size = f"{each.size / GIB:.1f} GiB"
     if each.users:

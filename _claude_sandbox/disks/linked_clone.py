@@ -3,7 +3,7 @@
 `limactl clone` then copies an overlay of 200 KB instead of gigabytes, and Lima stays the engine. On macOS
 APFS shares the blocks of a copy by itself, so nothing of this happens there.
 
-Killed between any two steps this leaves a base that works and what `disks.store.sweep` recognises:
+Killed between any two steps this leaves a base that works and what `disks.store.remove_leftovers` recognises:
 
     1. a second name for the disk (or a copy) in the      a file with a dot and our process's id
        store; its content is hashed
@@ -41,16 +41,16 @@ from _claude_sandbox.system.units import GIB, MIB, format_size
 
 # How much an overlay may hold before it becomes a layer of its own. Each clone copies it: 64 MiB is a third
 # of a second on a slow disk, and twice what a base gathers when it is only started and stopped.
-LITTLE = 64 * MIB
+SMALL_LAYER = 64 * MIB
 # Files of a chain, the VM's own disk included. Each one more costs every read of a cold block a look-up.
-MOST_FILES = 4
+MAX_FILES = 4
 SPARE = GIB  # bytes that must stay free after a copy
 _TIMEOUT = 3600.0  # seconds; hundreds of gigabytes on a slow disk
 _BOOT_FILES = ("kernel", "initrd")
 
 
 @dataclass(frozen=True)
-class _Look:
+class _FileState:
     """How a disk looked: it must be the same one, unwritten, when it is exchanged."""
 
     inode: int
@@ -58,36 +58,36 @@ class _Look:
     mtime_ns: int
 
     @classmethod
-    def at(cls, file: Path) -> _Look:
+    def at(cls, file: Path) -> _FileState:
         info = file.stat()
         return cls(info.st_ino, info.st_size, info.st_mtime_ns)
 
 
-def freeze(ctx: Context, base: Instance) -> Path | None:
+def move_disk_to_store(ctx: Context, base: Instance) -> Path | None:
     """Freeze the disk of a stopped base VM of ours; the new golden file, or None when there is no need.
 
     The base's lock is held. A base that cannot be frozen (no space, another kind of disk) is cloned fully:
     that is told as a warning.
     """
-    if ctx.macos or not worth_it(base.dir / DISK):
+    if ctx.macos or not is_worth_moving(base.dir / DISK):
         return None
     return ctx.effects.do(
         f"move the disk of {base.name} into {paths.golden_dir()} and make it an overlay",
-        lambda: _freeze_or_warn(ctx, base),
+        lambda: _move_or_warn(ctx, base),
         None,
     )
 
 
-def _freeze_or_warn(ctx: Context, base: Instance) -> Path | None:
+def _move_or_warn(ctx: Context, base: Instance) -> Path | None:
     try:
         with ctx.progress.stage(f"Freezing the disk of {base.name}"):
-            return _freeze(ctx, base.dir)
+            return _move_disk(ctx, base.dir)
     except (ClaudeSandboxError, OSError) as error:
         ctx.progress.warn(f"Clones of {base.name} are full copies: {error}")
         return None
 
 
-def worth_it(disk: Path) -> bool:
+def is_worth_moving(disk: Path) -> bool:
     """Whether this disk is one that can be frozen, and holds enough to be worth it."""
     try:
         info = disk.lstat()
@@ -99,37 +99,37 @@ def worth_it(disk: Path) -> bool:
     below = qcow2.backing_path(disk, header)
     if below is None:
         return True
-    return in_store(below) and info.st_blocks * 512 > LITTLE
+    return in_store(below) and info.st_blocks * 512 > SMALL_LAYER
 
 
-def _freeze(ctx: Context, directory: Path) -> Path:
+def _move_disk(ctx: Context, directory: Path) -> Path:
     disk, store = directory / DISK, paths.private_dir(paths.golden_dir())
-    before = _Look.at(disk)
+    before = _FileState.at(disk)
     incoming = store / f".incoming.{threading.get_ident()}.{os.getpid()}"
     incoming.unlink(missing_ok=True)
     try:
-        _bring(ctx, disk, incoming)
-        target = disks_store.place(disks_store.digest(incoming))
+        _copy_into_store(ctx, disk, incoming)
+        target = disks_store.path_of(disks_store.digest(incoming))
         with disks_store.store_lock(ctx.progress.note):
-            disks_store.sweep(ctx.lima.home)
+            disks_store.remove_leftovers(ctx.lima.home)
             try:
-                _put(ctx, incoming, target)
-                _exchange(ctx, directory, target, before)
+                _name_in_store(ctx, incoming, target)
+                _exchange_disks(ctx, directory, target, before)
                 target.chmod(disks_store.MODE)
             except BaseException:
-                disks_store.sweep(ctx.lima.home)
+                disks_store.remove_leftovers(ctx.lima.home)
                 raise
     finally:
         incoming.unlink(missing_ok=True)
     return target
 
 
-def _bring(ctx: Context, disk: Path, incoming: Path) -> None:
+def _copy_into_store(ctx: Context, disk: Path, incoming: Path) -> None:
     """The content of `disk` into the store, under a name of this process: a second name of the same file,
     or a copy where file systems differ; everything below it in one file when the chain would get too long.
     """
     files = qcow2.chain(disk)
-    if len(files) + 1 > MOST_FILES:
+    if len(files) + 1 > MAX_FILES:
         _check_space(incoming.parent, files)
         _qemu_img(ctx, qemu_img.flatten(disk, incoming))
     else:
@@ -141,7 +141,7 @@ def _bring(ctx: Context, disk: Path, incoming: Path) -> None:
     sync(incoming)
 
 
-def _put(ctx: Context, incoming: Path, target: Path) -> None:
+def _name_in_store(ctx: Context, incoming: Path, target: Path) -> None:
     """`incoming` under its name in the store, if it is not there yet. The store's lock is held."""
     if target.exists() and (problem := disks_store.problem_of(target)):
         raise DiskError(f"{target} {problem}.")
@@ -152,7 +152,7 @@ def _put(ctx: Context, incoming: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def _exchange(ctx: Context, directory: Path, target: Path, before: _Look) -> None:
+def _exchange_disks(ctx: Context, directory: Path, target: Path, before: _FileState) -> None:
     """Put an overlay on `target` in the disk's place, unless somebody started the VM meanwhile."""
     disk, aside = directory / DISK, directory / ASIDE
     _qemu_img(ctx, qemu_img.overlay(target, aside))
@@ -164,7 +164,7 @@ def _exchange(ctx: Context, directory: Path, target: Path, before: _Look) -> Non
     sync(aside)
     system_exchange.exchange(aside, disk)
     # Lima writes a pid file before it opens the disk: so none now means that nobody opened the old one.
-    if any(directory.glob("*.pid")) or _Look.at(aside) != before:
+    if any(directory.glob("*.pid")) or _FileState.at(aside) != before:
         system_exchange.exchange(aside, disk)
         aside.unlink()
         raise DiskError(f"{directory.name} was started by somebody meanwhile.")
@@ -275,7 +275,7 @@ def make_full(ctx: Context, directory: Path) -> None:
 
 
 def _make_full(ctx: Context, directory: Path) -> None:
-    disk, full = directory / DISK, disks_store.full_of(directory)
+    disk, full = directory / DISK, disks_store.full_copy_path(directory)
     files = qcow2.chain(disk)
     if len(files) == 1:
         return

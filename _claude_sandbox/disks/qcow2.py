@@ -17,7 +17,7 @@ from _claude_sandbox.errors import ClaudeSandboxError
 
 MAGIC = b"QFI\xfb"
 DEEPEST = (
-    16  # files of a chain that we follow; our own chains have at most four (disks.linked_clone.MOST_FILES)
+    16  # files of a chain that we follow; our own chains have at most four (disks.linked_clone.MAX_FILES)
 )
 NAME_MAX = 1023  # bytes of a backing file's name, by the specification
 _HEAD = struct.Struct(">4sIQIIQIIQQIIQ")  # magic … snapshots_offset, 72 bytes in version 2 and 3

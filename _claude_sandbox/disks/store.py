@@ -26,7 +26,15 @@ from pathlib import Path
 
 from _claude_sandbox.disks import lima_homes, qcow2
 from _claude_sandbox.disks.qcow2 import DiskError
-from _claude_sandbox.disks.users import DISK, Seen, homes_in, homes_of, in_store, look, record
+from _claude_sandbox.disks.users import (
+    DISK,
+    DiskUsage,
+    homes_in,
+    homes_of,
+    in_store,
+    record,
+    scan_backing_chains,
+)
 from _claude_sandbox.errors import StartError, UsageError
 from _claude_sandbox.system import paths
 from _claude_sandbox.system.files import lock, write_json
@@ -38,7 +46,7 @@ ASIDE = "disk.claude-sandbox.tmp"
 
 
 @dataclass(frozen=True)
-class Golden:
+class GoldenFile:
     """One golden file: bytes on the disk, the VMs whose disks stand on it, LIMA_HOMEs that used it and cannot
     be asked now, and why each of them cannot ("is not there")."""
 
@@ -74,7 +82,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def place(content: str) -> Path:
+def path_of(content: str) -> Path:
     """Where the golden file with this digest belongs."""
     return paths.golden_dir() / (content[:32] + SUFFIX)
 
@@ -108,7 +116,7 @@ def _write(path: Path, changed: dict[str, object], homes: dict[Path, str | None]
 # -- before a start ------------------------------------------------------------------------------
 
 
-def check(lima_home: Path, directory: Path, tell: Tell = nobody) -> None:
+def check_backing_files(lima_home: Path, directory: Path, tell: Tell = nobody) -> None:
     """Everything that this VM's disk stands on is there, and as it was frozen.
 
     Raises StartError that names the file and the VMs that need it.
@@ -136,12 +144,12 @@ def _complete(file: Path, lima_home: Path) -> None:
             raise
 
 
-def tidy(directory: Path) -> None:
+def remove_interrupted_copy(directory: Path) -> None:
     """Remove what a killed `--full-clone` left in a VM that is about to start. That VM's lock is held."""
-    full_of(directory).unlink(missing_ok=True)
+    full_copy_path(directory).unlink(missing_ok=True)
 
 
-def full_of(directory: Path) -> Path:
+def full_copy_path(directory: Path) -> Path:
     """Where a VM's disk is made self-contained: beside the disk itself, which may be on another file system."""
     disk = Path(os.path.realpath(directory / DISK))
     return disk.with_name(f"{disk.name}.full.tmp")
@@ -172,13 +180,13 @@ def problem_of(file: Path) -> str | None:
     if known.get("size") not in (None, seen.st_size):
         return f"has {seen.st_size} bytes instead of {known['size']}: it was cut off or replaced"
     # Restored from a backup, or written to: only its content tells.
-    if known.get("mtime_ns") != seen.st_mtime_ns and place(digest(file)).name != file.name:
+    if known.get("mtime_ns") != seen.st_mtime_ns and path_of(digest(file)).name != file.name:
         return "was changed"
     return None
 
 
 def _lost(lima_home: Path, file: Path, problem: str) -> StartError:
-    names = look(homes_of([file], lima_home), lima_home).users.get(file.name, set())
+    names = scan_backing_chains(homes_of([file], lima_home), lima_home).users.get(file.name, set())
     return StartError(
         f"A golden disk {problem}: {file}",
         details=f"These VMs stand on it: {', '.join(sorted(names)) or 'none'}.",
@@ -191,7 +199,7 @@ def _lost(lima_home: Path, file: Path, problem: str) -> StartError:
 # -- who uses what -------------------------------------------------------------------------------
 
 
-def survey(lima_home: Path) -> list[Golden]:
+def list_files(lima_home: Path) -> list[GoldenFile]:
     """All golden files with their users, largest first; one that is missing has size 0.
 
     Raises DiskError when a VM cannot be looked at.
@@ -199,37 +207,37 @@ def survey(lima_home: Path) -> list[Golden]:
     if not paths.golden_dir().is_dir():
         return []
     files = _files()
-    seen = _look(files, lima_home)
-    if seen.unreadable:
+    usage = _scan(files, lima_home)
+    if usage.unreadable:
         raise DiskError(
             "What uses the golden disks cannot be found out.",
-            details="\n".join(seen.unreadable),
+            details="\n".join(usage.unreadable),
             resolution="Nothing is freed until that can be read: mount what is missing, or repair or remove that VM. "
             "A LIMA_HOME that was deleted for good: `claude-sandbox prune --cache --forget-home DIR`.",
         )
     found = []
-    for file in {*files, *(paths.golden_dir() / name for name in seen.users)}:
-        users = tuple(sorted(seen.users.get(file.name, set())))
-        gone = dict(sorted(seen.gone(file).items()))
+    for file in {*files, *(paths.golden_dir() / name for name in usage.users)}:
+        users = tuple(sorted(usage.users.get(file.name, set())))
+        gone = dict(sorted(usage.gone(file).items()))
         size = file.stat().st_blocks * 512 if file.exists() else 0
-        found.append(Golden(file, size, users, tuple(gone), tuple(gone.values())))
+        found.append(GoldenFile(file, size, users, tuple(gone), tuple(gone.values())))
     return sorted(found, key=lambda golden: (-golden.size, golden.path))
 
 
-def _look(files: Iterable[Path], lima_home: Path) -> Seen:
-    """`look` wherever a VM may use one of these files; one whose record is lost may be used anywhere, unless it
+def _scan(files: Iterable[Path], lima_home: Path) -> DiskUsage:
+    """`scan_backing_chains` wherever a VM may use one of these files; one whose record is lost may be used anywhere, unless it
     still is some VM's own disk."""
-    seen = look(homes_of([*files, *_records()], lima_home), lima_home)
+    usage = scan_backing_chains(homes_of([*files, *_records()], lima_home), lima_home)
     for file in files:
         info = file.stat()
-        if (info.st_dev, info.st_ino) in seen.disks:
+        if (info.st_dev, info.st_ino) in usage.disks:
             continue  # about to be frozen (`sweep`)
         if not isinstance(record(file).get("lima_homes"), list):
-            seen.unreadable.append(
+            usage.unreadable.append(
                 f"{file.with_suffix('.json')} does not say which LIMA_HOMEs used {file.name}. The start of a VM "
                 f"that stands on it writes that again; if there is none in any LIMA_HOME, remove {file}."
             )
-    return seen
+    return usage
 
 
 def _files(suffix: str = SUFFIX) -> list[Path]:
@@ -247,21 +255,23 @@ def _records() -> list[Path]:
 # -- freeing -------------------------------------------------------------------------------------
 
 
-def unused(lima_home: Path) -> list[Golden]:
-    """Golden files on which no VM stands.
+def list_unused(lima_home: Path) -> list[GoldenFile]:
+    """GoldenFile files on which no VM stands.
 
     One that a LIMA_HOME used which cannot be asked now (unmounted, perhaps) counts as used.
     """
-    return [each for each in survey(lima_home) if not each.users and not each.gone]
+    return [each for each in list_files(lima_home) if not each.users and not each.gone]
 
 
-def free(lima_home: Path, *, only: Iterable[str] | None = None, tell: Tell = nobody) -> list[Golden]:
+def remove_unused(
+    lima_home: Path, *, only: Iterable[str] | None = None, tell: Tell = nobody
+) -> list[GoldenFile]:
     """Remove the unused ones (of the names in `only`), looked for again under the lock; returns them."""
     if not paths.golden_dir().is_dir():
         return []
     with store_lock(tell):
-        sweep(lima_home)
-        freed = [g for g in unused(lima_home) if only is None or g.path.name in only]
+        remove_leftovers(lima_home)
+        freed = [g for g in list_unused(lima_home) if only is None or g.path.name in only]
         for golden in freed:
             golden.path.unlink(missing_ok=True)
             golden.path.with_suffix(".json").unlink(missing_ok=True)
@@ -276,7 +286,7 @@ def forget_home(home: Path, tell: Tell = nobody) -> None:
     """
     home = Path(os.path.realpath(home))
     with store_lock(tell):
-        waiting = [file for file in _records() if _waits_for(home, file, look([home], home))]
+        waiting = [file for file in _records() if _waits_for(home, file, scan_backing_chains([home], home))]
         if not waiting:
             raise UsageError(f"No golden disk is kept for {home}.", resolution="See `claude-sandbox doctor`.")
         for file in waiting:
@@ -287,14 +297,14 @@ def forget_home(home: Path, tell: Tell = nobody) -> None:
             _write(file, {}, homes)
 
 
-def _waits_for(home: Path, file: Path, seen: Seen) -> bool:
+def _waits_for(home: Path, file: Path, usage: DiskUsage) -> bool:
     try:
-        return home in seen.gone(file)
+        return home in usage.gone(file)
     except OSError:  # a mount that does not answer: only the user can know
         return home in homes_in(record(file))
 
 
-def sweep(lima_home: Path) -> None:
+def remove_leftovers(lima_home: Path) -> None:
     """Remove what a killed run left half-done. The store's lock is held, exclusively.
 
     A golden file that still is some VM's own disk was about to be frozen: only its name in the store
@@ -304,33 +314,33 @@ def sweep(lima_home: Path) -> None:
     for aside in lima_home.glob(f"*/{ASIDE}"):
         aside.unlink(missing_ok=True)
     files = _files()
-    seen = _look(files, lima_home)
+    usage = _scan(files, lima_home)
     for file in files:
         info = file.stat()
-        if (info.st_dev, info.st_ino) in seen.disks:  # its VM writes to it
-            if _is_free(file, seen):
+        if (info.st_dev, info.st_ino) in usage.disks:  # its VM writes to it
+            if _is_free(file, usage):
                 file.unlink()
         elif info.st_mode & 0o222:
             file.chmod(MODE)
-    _note_homes(seen)
+    _note_homes(usage)
     for file in [*paths.golden_dir().iterdir()]:
-        if _half_made(file) or (file.suffix == ".json" and _is_lone(file, seen)):
+        if _half_made(file) or (file.suffix == ".json" and _is_lone(file, usage)):
             file.unlink()
 
 
-def _is_lone(file: Path, seen: Seen) -> bool:
+def _is_lone(file: Path, usage: DiskUsage) -> bool:
     """Whether a record's golden file is not there and nobody can miss it."""
     disk = file.with_suffix(SUFFIX)
-    return not disk.exists() and _is_free(disk, seen)
+    return not disk.exists() and _is_free(disk, usage)
 
 
-def _is_free(file: Path, seen: Seen) -> bool:
-    return not (file.name in seen.users or seen.unreadable or seen.gone(file))
+def _is_free(file: Path, usage: DiskUsage) -> bool:
+    return not (file.name in usage.users or usage.unreadable or usage.gone(file))
 
 
-def _note_homes(seen: Seen) -> None:
+def _note_homes(usage: DiskUsage) -> None:
     """Complete the records of an older claude-sandbox: the id of each LIMA_HOME that is seen to use a file."""
-    for home, names in seen.used_in.items():
+    for home, names in usage.used_in.items():
         for file in [paths.golden_dir() / name for name in names]:
             homes = homes_in(known := record(file))
             if known and home in homes and homes[home] is None:

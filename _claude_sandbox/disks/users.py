@@ -53,7 +53,7 @@ def homes_of(files: Iterable[Path], lima_home: Path) -> set[Path]:
 
 
 @dataclass
-class Seen:
+class DiskUsage:
     """What all VMs' disks say. `users`: golden file name -> VMs; `disks`: (device, inode) of VMs' own disks;
     `used_in`: LIMA_HOME -> names of golden files that its VMs use."""
 
@@ -71,26 +71,26 @@ class Seen:
         return found
 
 
-def look(homes: Iterable[Path], lima_home: Path) -> Seen:
+def scan_backing_chains(homes: Iterable[Path], lima_home: Path) -> DiskUsage:
     """Read the backing chain of every qcow2 file of every VM below these LIMA_HOMEs, ours or not."""
-    seen, here = Seen(), Path(os.path.realpath(lima_home))
+    usage, here = DiskUsage(), Path(os.path.realpath(lima_home))
     for home in sorted(homes):
-        seen.used_in[home] = set()
+        usage.used_in[home] = set()
         try:
             entries = sorted(os.scandir(home), key=lambda entry: entry.name)
             for entry in entries:
                 if entry.name.startswith((".", "_")):
                     continue  # Lima has no VM there (pkg/store, Instances)
                 if _leads_nowhere(entry):
-                    seen.unreadable.append(_nowhere(entry))
+                    usage.unreadable.append(_nowhere(entry))
                 elif entry.is_dir():
                     label = entry.name if home == here else f"{entry.name} (in {home})"
-                    seen.used_in[home] |= _look_at(Path(entry.path), label, seen)
+                    usage.used_in[home] |= _scan_vm(Path(entry.path), label, usage)
         except (FileNotFoundError, NotADirectoryError):
             continue  # disks.lima_homes.absence says so, for each file that was used there
         except OSError as error:
-            seen.unreadable.append(str(error))
-    return seen
+            usage.unreadable.append(str(error))
+    return usage
 
 
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
@@ -105,7 +105,7 @@ def _nowhere(entry: os.DirEntry[str]) -> str:
         return str(error)
 
 
-def _look_at(directory: Path, label: str, seen: Seen) -> set[str]:
+def _scan_vm(directory: Path, label: str, usage: DiskUsage) -> set[str]:
     """The golden files that this VM uses. Any file counts, under whatever name: a user may have put a disk
     aside, or on another file system, with a symlink in its place."""
     found: set[str] = set()
@@ -113,36 +113,36 @@ def _look_at(directory: Path, label: str, seen: Seen) -> set[str]:
         for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
             try:
                 if _leads_nowhere(entry):
-                    seen.unreadable.append(_nowhere(entry))
+                    usage.unreadable.append(_nowhere(entry))
                 elif entry.name == DISK or entry.is_file():
-                    found |= _look_at_file(Path(entry.path), seen)
+                    found |= _scan_file(Path(entry.path), usage)
             except FileNotFoundError:
                 continue  # removed meanwhile
     except FileNotFoundError:
         pass  # deleted meanwhile
     except OSError as error:
-        seen.unreadable.append(str(error))
+        usage.unreadable.append(str(error))
     for name in found:
-        seen.users.setdefault(name, set()).add(label)
+        usage.users.setdefault(name, set()).add(label)
     return found
 
 
-def _look_at_file(file: Path, seen: Seen) -> set[str]:
+def _scan_file(file: Path, usage: DiskUsage) -> set[str]:
     if file.name == DISK:
         info = file.stat()
-        seen.disks.add((info.st_dev, info.st_ino))
+        usage.disks.add((info.st_dev, info.st_ino))
     try:
         if qcow2.read(file) is None:
             return set()
     except DiskError as error:
         # Something that only looks like a disk; a VM's own one may have anything below it.
         if file.name == DISK:
-            seen.unreadable.append(error.brief)
+            usage.unreadable.append(error.brief)
         return set()
     try:
         return below(file)
     except DiskError as error:
-        seen.unreadable.append(error.brief)
+        usage.unreadable.append(error.brief)
         return set()
 
 

@@ -121,7 +121,7 @@ def _find_whole(ctx: Context, config: Config) -> Instance | None:
 
 def _after_move(ctx: Context, project: Path) -> Instance | None:
     """A sandbox whose directory became this project by a move, if the user says so."""
-    found = vm_lookup.moved(ctx, project)
+    found = vm_lookup.find_moved(ctx, project)
     if found is None or (old := project_of(found[0])) is None:
         return None
     instance, sure = found
@@ -176,47 +176,49 @@ def _bring_up(ctx: Context, config: Config, instance: Instance) -> Ready:
 
     instance = vm_settle.settle(ctx, instance)
     document = vm_document.read(instance)
-    wanted = reconfigure.wanted(ctx, config, document)
+    change = reconfigure.plan_change(ctx, config, document)
     linked = config.full_clone and linked_clone.is_linked(instance.dir)
     if linked:
-        wanted = replace(wanted, words=(*wanted.words, "a disk of its own"))
+        change = replace(change, words=(*change.words, "a disk of its own"))
     if instance.status == RUNNING:
-        reconfigure.running_ports(instance.name, wanted)
-        reconfigure.tell_later(
-            ctx, config, (*wanted.words, *([f"packages {', '.join(packages)}"] if packages else []))
+        reconfigure.check_running_ports(instance.name, change)
+        reconfigure.report_pending(
+            ctx, config, (*change.words, *([f"packages {', '.join(packages)}"] if packages else []))
         )
         vm_start.wait_ready(ctx, instance, document)
         return Ready(Target.of(config, instance, document))
-    vm_shares.check_shares(wanted.document)
-    vm_checks.check_ports(vm_lima_yaml.ports_of(wanted.document))
-    if wanted.words:
-        ctx.progress.note(f"Changing {instance.name}: {'; '.join(wanted.words)}.")
-        vm_document.write(ctx, instance.dir, wanted.document)
+    vm_shares.check_shares(change.document)
+    vm_checks.check_ports(vm_lima_yaml.ports_of(change.document))
+    if change.words:
+        ctx.progress.note(f"Changing {instance.name}: {'; '.join(change.words)}.")
+        vm_document.write(ctx, instance.dir, change.document)
     if linked:
         linked_clone.make_full(ctx, instance.dir)
-    shares = vm_lima_yaml.shares_of(wanted.document)
+    shares = vm_lima_yaml.shares_of(change.document)
     early = _early(ctx)
-    with _changed_back_if_it_fails(ctx, instance, document, wanted):
+    with _changed_back_if_it_fails(ctx, instance, document, change):
         started = vm_start.start(
-            ctx, instance.name, wanted.document,
-            on_ssh_ready=lambda coming: early.start(Target.of(config, coming, wanted.document), shares),
+            ctx, instance.name, change.document,
+            on_ssh_ready=lambda coming: early.start(Target.of(config, coming, change.document), shares),
         )  # fmt: skip
     early.check_mounts(started, shares)
     if packages:
         reconfigure.install(ctx, started, packages)
-    return Ready(Target.of(config, started, wanted.document), inputs=early.prepared)
+    return Ready(Target.of(config, started, change.document), inputs=early.prepared)
 
 
 @contextlib.contextmanager
 def _changed_back_if_it_fails(
-    ctx: Context, instance: Instance, document: vm_lima_yaml.Document, wanted: reconfigure.Change
+    ctx: Context, instance: Instance, document: vm_lima_yaml.Document, change: reconfigure.Change
 ) -> Iterator[None]:
     """A change with which the VM does not start (more memory than there is) does not affect later starts."""
     try:
         yield
     except ClaudeSandboxError:
-        if wanted.words:
-            vm_document.write(ctx, instance.dir, reconfigure.undone(wanted.document, document, instance.dir))
+        if change.words:
+            vm_document.write(
+                ctx, instance.dir, reconfigure.reverted(change.document, document, instance.dir)
+            )
         raise
 
 
@@ -270,11 +272,11 @@ def _check_before_stop(ctx: Context, config: Config, instance: Instance) -> None
     from _claude_sandbox.vm import checks as vm_checks
 
     document = vm_document.read(instance)
-    wanted = reconfigure.wanted(ctx, config, document).document
-    vm_shares.check_shares(wanted)
+    change = reconfigure.plan_change(ctx, config, document).document
+    vm_shares.check_shares(change)
     # On the ports that it forwards now it listens itself.
     own = {port.host for port in vm_lima_yaml.ports_of(document)} if instance.status != STOPPED else set()
-    vm_checks.check_ports(tuple(port for port in vm_lima_yaml.ports_of(wanted) if port.host not in own))
+    vm_checks.check_ports(tuple(port for port in vm_lima_yaml.ports_of(change) if port.host not in own))
     if instance.status != UNREADABLE:
         vm_checks.check_configuration_and_disk(ctx, instance.name, document)
 
@@ -298,7 +300,7 @@ class Outcome:
 def stop_all(ctx: Context, *, force: bool = False) -> Outcome:
     """Stop each of our running sandboxes. Raises LimaError when Lima does not say which there are."""
     outcome = Outcome()
-    for instance in vm_lookup.ours(ctx):
+    for instance in vm_lookup.list_ours(ctx):
         project = project_of(instance)
         assert project is not None
         with outcome.going_on(), project_lock(ctx, project):

@@ -48,7 +48,7 @@ def current(key: tuple[str, str]) -> Session | None:
 
 def rows(ctx: Context) -> list[Row]:
     """Every sandbox with its sessions, those that wait first, the longest wait first of all."""
-    instances = vm_lookup.at_a_glance(ctx)
+    instances = vm_lookup.list_from_files(ctx)
     return arrange([(each.name, _project(each), each.status) for each in instances], hooks_client.sessions())
 
 

@@ -28,14 +28,14 @@ class Cached:
 
 def freeable(lima_home: Path) -> list[Cached]:
     """What nothing uses now. Raises DiskError when a VM cannot be read."""
-    disks = [Cached(g.path, g.size, "disk that no VM uses") for g in disks_store.unused(lima_home)]
+    disks = [Cached(g.path, g.size, "disk that no VM uses") for g in disks_store.list_unused(lima_home)]
     with no_build() as idle:
         return disks + (_build_caches() if idle else [])
 
 
 def free(lima_home: Path, *, tell: Tell = nobody) -> list[Cached]:
     """Remove what nothing uses, each checked again under its lock; returns what was removed."""
-    disks = disks_store.free(lima_home, tell=tell)
+    disks = disks_store.remove_unused(lima_home, tell=tell)
     removed = [Cached(disk.path, disk.size, "disk that no VM used") for disk in disks]
     with no_build() as idle:
         for each in _build_caches() if idle else []:
@@ -44,9 +44,9 @@ def free(lima_home: Path, *, tell: Tell = nobody) -> list[Cached]:
     return removed
 
 
-def kept(lima_home: Path) -> list[disks_store.Golden]:
+def kept(lima_home: Path) -> list[disks_store.GoldenFile]:
     """Golden disks that only a LIMA_HOME used which cannot be asked now."""
-    return [each for each in disks_store.survey(lima_home) if not each.users and each.gone]
+    return [each for each in disks_store.list_files(lima_home) if not each.users and each.gone]
 
 
 def _build_caches() -> list[Cached]:

@@ -24,7 +24,7 @@ from _claude_sandbox.vm.mark import mark_of, project_of
 def delete(ctx: Context, project: Path) -> Sandbox:
     """Stop and delete the project's VM, with the conversations in it; never a file of the project."""
     with project_lock(ctx, project):
-        vm_stop.finish(ctx)
+        vm_stop.remove_put_aside(ctx)
         instance = vm_lookup.find(ctx, project)
         if instance is None:
             return Sandbox("", MISSING, project, project.is_dir())
@@ -58,9 +58,11 @@ def _remove(ctx: Context, instance: Instance, project: Path) -> None:
     try:
         ctx.effects.silently(lambda: journal.begin(project), None)
     except OSError as error:
-        if error.errno not in vm_stop.FULL:
+        if error.errno not in vm_stop.DISK_FULL:
             raise
-        vm_stop.put_aside(ctx, instance.name)  # nothing can be written: whoever deletes wants to change that
+        vm_stop.delete_without_writing(
+            ctx, instance.name
+        )  # nothing can be written: whoever deletes wants to change that
         journal.end()
         return
     try:
@@ -73,14 +75,16 @@ def _remove(ctx: Context, instance: Instance, project: Path) -> None:
 
 def prunable(ctx: Context, prefix: str = "", *, orphans: bool = False) -> list[Sandbox]:
     """Our sandboxes whose name starts with `prefix`; with `orphans` only those without a directory."""
-    found = [Sandbox.of(instance) for instance in vm_lookup.ours(ctx) if instance.name.startswith(prefix)]
+    found = [
+        Sandbox.of(instance) for instance in vm_lookup.list_ours(ctx) if instance.name.startswith(prefix)
+    ]
     return [s for s in found if not (orphans and s.project_exists)]
 
 
 def prune(ctx: Context, sandboxes: list[Sandbox]) -> Outcome:
     """Delete these, each looked at again under its lock: only what still carries our mark goes."""
     outcome = Outcome()
-    vm_stop.finish(ctx)
+    vm_stop.remove_put_aside(ctx)
     for sandbox in sandboxes:
         if sandbox.project is None:
             continue

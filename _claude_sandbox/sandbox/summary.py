@@ -99,7 +99,7 @@ def not_found(project: Path) -> SandboxNotFoundError:
 
 def sandboxes(ctx: Context) -> list[Sandbox]:
     """All our sandboxes, by name."""
-    return [Sandbox.of(instance) for instance in vm_lookup.at_a_glance(ctx)]
+    return [Sandbox.of(instance) for instance in vm_lookup.list_from_files(ctx)]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def check_configuration_and_disk(ctx: Context, name: str, document: Mapping[str,
 
     def check() -> None:
         check_effective(ctx, name, document)
-        disks_store.check(ctx.lima.home, ctx.lima.home / name, ctx.progress.note)
+        disks_store.check_backing_files(ctx.lima.home, ctx.lima.home / name, ctx.progress.note)
 
     ctx.effects.do(f"check the configuration and the disk of {name}", check, None)
 

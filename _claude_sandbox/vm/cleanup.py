@@ -16,7 +16,7 @@ from _claude_sandbox.vm.lookup import candidates
 
 def remove_leftovers(ctx: Context, project: Path) -> list[str]:
     """Remove what a killed run left for this project; the names that are free now. The project's lock is held."""
-    stop.finish(ctx)
+    stop.remove_put_aside(ctx)
     names = [n for n in candidates(ctx, project) if Journal(ctx.lima.home, n).project() == project]
     return [name for name in names if remove_unfinished(ctx, name)]
 

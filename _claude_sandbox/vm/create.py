@@ -154,14 +154,14 @@ def _clone(
         source = vm_document.read(base)
         document = lima_yaml.build(_cleaned(ctx, source, base), spec)
         _check_disk_size(source, spec.disk, base.name)
-        disks_store.check(ctx.lima.home, base.dir, ctx.progress.note)
+        disks_store.check_backing_files(ctx.lima.home, base.dir, ctx.progress.note)
         running = ctx.lima.get(base.name)
         was_running = running is not None and running.status == RUNNING
         if running and was_running:
             stop.stop(ctx, running)
         try:
             if not full and mark_of(base) is not None:
-                linked_clone.freeze(ctx, base)
+                linked_clone.move_disk_to_store(ctx, base)
             _check_space(ctx, base, full=full)
             # Shared: no `prune --cache` may look for users of a disk while one is being made.
             with (

@@ -34,7 +34,7 @@ def candidates(ctx: Context, project: Path) -> tuple[str, str]:
 
 def find(ctx: Context, project: Path) -> Instance | None:
     """The project's VM. Its status is from files when it was found by name, else Lima's own."""
-    return by_name(ctx, project) or next((i for i in ours(ctx) if project_of(i) == project), None)
+    return by_name(ctx, project) or next((i for i in list_ours(ctx) if project_of(i) == project), None)
 
 
 def by_name(ctx: Context, project: Path) -> Instance | None:
@@ -58,12 +58,12 @@ def _explain_other_version(instance: Instance) -> None:
         )
 
 
-def ours(ctx: Context) -> list[Instance]:
+def list_ours(ctx: Context) -> list[Instance]:
     """Every sandbox of ours, as Lima lists them."""
     return [i for i in ctx.lima.list() if kind_of(i) == vm_mark.SANDBOX]
 
 
-def at_a_glance(ctx: Context) -> list[Instance]:
+def list_from_files(ctx: Context) -> list[Instance]:
     """Every sandbox of ours from its files, for tables; Lima is asked where they leave a doubt.
 
     That saves limactl's own time, which grows with every VM. Nothing that changes a VM relies on it.
@@ -75,25 +75,25 @@ def at_a_glance(ctx: Context) -> list[Instance]:
     except FileNotFoundError:
         return []
     except OSError:
-        return ours(ctx)  # limactl says what is wrong
+        return list_ours(ctx)  # limactl says what is wrong
     found = []
     for name in names:
         instance = ctx.lima.read_instance_files(name)
         if instance is None or kind_of(instance) != vm_mark.SANDBOX:
             continue
         if instance.status == BROKEN or not (instance.cpus and instance.memory and instance.disk):
-            return sorted(ours(ctx), key=lambda each: each.name)  # one question for all
+            return sorted(list_ours(ctx), key=lambda each: each.name)  # one question for all
         found.append(instance)
     return found
 
 
-def moved(ctx: Context, project: Path) -> tuple[Instance, bool] | None:
+def find_moved(ctx: Context, project: Path) -> tuple[Instance, bool] | None:
     """A sandbox whose directory has become `project` by a move, and whether that is sure.
 
     Not sure: the mark is an older version's, or the file system does not record when a directory was made,
     so that `project` may as well be a new one which got the old one's inode.
     """
-    for instance in ours(ctx):
+    for instance in list_ours(ctx):
         mark = mark_of(instance)
         if mark is None or mark.project is None or mark.project.is_dir():
             continue

@@ -29,7 +29,7 @@ class Change:
     new_ports: tuple[str, ...] = ()
 
 
-def wanted(ctx: Context, config: Config, document: Document) -> Change:
+def plan_change(ctx: Context, config: Config, document: Document) -> Change:
     """Compare what somebody set (flags, environment, files) with the VM's own document.
 
     What nobody set stays as it is. Raises UsageError for a disk that would shrink.
@@ -99,7 +99,7 @@ def missing_packages(config: Config, origin: Origin | None) -> tuple[str, ...]:
     return tuple(name for name in config.packages if name not in have)
 
 
-def tell_later(ctx: Context, config: Config, words: Sequence[str]) -> None:
+def report_pending(ctx: Context, config: Config, words: Sequence[str]) -> None:
     """What a running VM cannot get now. Typed, it is a warning: -q must not make it disappear."""
     typed = any(source.startswith("--") for source in config.sources.values())
     if words:
@@ -117,14 +117,14 @@ def install(ctx: Context, instance: Instance, packages: tuple[str, ...]) -> None
         ctx.effects.silently(lambda: installed(instance.dir, packages), None)
 
 
-def undone(new: Document, old: Document, directory: Path) -> Document:
+def reverted(new: Document, old: Document, directory: Path) -> Document:
     """The old document again; a disk that has grown meanwhile keeps its size: it cannot shrink."""
     header = qcow2.read(directory / disks_users.DISK)
     before = parse_size(old.get("disk") or "100GiB", 1)
     return {**old, "disk": new["disk"]} if header and header.size > before and "disk" in new else dict(old)
 
 
-def running_ports(name: str, change: Change) -> None:
+def check_running_ports(name: str, change: Change) -> None:
     """Raise StartError when ports are asked for that the running VM does not forward."""
     if change.new_ports:
         raise StartError(

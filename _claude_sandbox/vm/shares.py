@@ -201,7 +201,7 @@ def _directory(share: lima_yaml.Share) -> Identity:
     )
 
 
-class Watch:
+class ShareWatch:
     """Looks at what QEMU has opened to share, as soon as it runs (Linux): between our look at a directory and
     its opening a guest could have put a symlink there. What is not meant stops the VM before it has booted."""
 

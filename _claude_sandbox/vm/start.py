@@ -41,7 +41,7 @@ _STAGES = {
 def start(
     ctx: Context,
     name: str,
-    meant: Mapping[str, Any],
+    own_document: Mapping[str, Any],
     journal: Journal | None = None,
     timeout: float = START_TIMEOUT,
     kind: str = "start",
@@ -49,35 +49,35 @@ def start(
 ) -> Instance:
     """Start a stopped VM and wait until it is ready (`timeout` in seconds); returns it as Lima sees it then.
 
-    `meant` is its document. `kind` is for the estimate of how long it takes (vm/estimates.py). `on_ssh_ready` is
+    `own_document` is its document. `kind` is for the estimate of how long it takes (vm/estimates.py). `on_ssh_ready` is
     called as soon as the guest accepts ssh, while Lima still waits for other things; it must not take long. With
     it Lima's first question opens a connection that Lima and we share, if our init has set this boot up as a whole.
     A guest whose kernel hangs before it has answered (lima/lockup.py) is ended and booted once more.
 
-    Raises RefusedError (Lima would share more than `meant` says), StartError.
+    Raises RefusedError (Lima would share more than `own_document` says), StartError.
     """
-    shared = shares.check_shares(meant)
-    checks.check_ports(lima_yaml.ports_of(meant))
-    checks.check_configuration_and_disk(ctx, name, meant)
+    shared = shares.check_shares(own_document)
+    checks.check_ports(lima_yaml.ports_of(own_document))
+    checks.check_configuration_and_disk(ctx, name, own_document)
     ctx.effects.silently(lambda: _check_directory(ctx, name), None)
     with estimates.stage(ctx, f"Starting {name}", kind) as say, force_stop_if_interrupted(ctx, name):
         _Start(ctx, name, shared, say, journal, timeout, on_ssh_ready).run()
     return ctx.effects.silently(
-        lambda: _started(ctx, name, meant), Instance(name, RUNNING, ctx.lima.home / name)
+        lambda: _started(ctx, name, own_document), Instance(name, RUNNING, ctx.lima.home / name)
     )
 
 
 def _check_directory(ctx: Context, name: str) -> None:
     checks.check_nothing_runs(ctx, name)
-    disks_store.tidy(ctx.lima.home / name)
+    disks_store.remove_interrupted_copy(ctx.lima.home / name)
 
 
-def _started(ctx: Context, name: str, meant: Mapping[str, Any]) -> Instance:
+def _started(ctx: Context, name: str, own_document: Mapping[str, Any]) -> Instance:
     """The VM as Lima sees it now, recorded as ready. Raises StartError when it runs no more."""
     instance = ctx.lima.get(name)
     if instance is None or instance.status != RUNNING:
         raise StartError(f"{name} stopped right after its start.", resolution=f"Lima's log: {_log_of(name)}")
-    document.record_ready(instance, meant)
+    document.record_ready(instance, own_document)
     return instance
 
 
@@ -123,7 +123,9 @@ class _Start:
     def _attempt(self, console: lockup.Watch) -> Result:
         effects = self.ctx.effects
         effects.silently(self._check_not_deleted, None)
-        watch = shares.Watch(self.ctx, self.name, self.shared, lambda: stop.force_stop(self.ctx, self.name))
+        watch = shares.ShareWatch(
+            self.ctx, self.name, self.shared, lambda: stop.force_stop(self.ctx, self.name)
+        )
 
         def on_line(line: str) -> None:
             console.hear(line)
@@ -215,15 +217,19 @@ def _force_stop(ctx: Context, name: str) -> list[str]:
 # -- a VM that somebody else starts --------------------------------------------------------------
 
 
-def wait_ready(ctx: Context, instance: Instance, meant: Mapping[str, Any], timeout: float = 300) -> None:
+def wait_ready(
+    ctx: Context, instance: Instance, own_document: Mapping[str, Any], timeout: float = 300
+) -> None:
     """Wait for a VM that somebody else started (or a killed run of ours). Raises StartError."""
     if not readiness.was_ready(instance):
         ctx.effects.do(
-            f"wait until {instance.name} is ready", lambda: _wait_ready(ctx, instance, meant, timeout), None
+            f"wait until {instance.name} is ready",
+            lambda: _wait_ready(ctx, instance, own_document, timeout),
+            None,
         )
 
 
-def _wait_ready(ctx: Context, instance: Instance, meant: Mapping[str, Any], timeout: float) -> None:
+def _wait_ready(ctx: Context, instance: Instance, own_document: Mapping[str, Any], timeout: float) -> None:
     import time
 
     deadline = time.monotonic() + timeout
@@ -236,7 +242,7 @@ def _wait_ready(ctx: Context, instance: Instance, meant: Mapping[str, Any], time
                     f"its console: {instance.dir / 'serial.log'}",
                 )
             time.sleep(1)
-    document.record_ready(instance, meant)
+    document.record_ready(instance, own_document)
 
 
 def _usable(ctx: Context, name: str) -> bool:

@@ -22,8 +22,8 @@ from _claude_sandbox.system.processes import Identity
 from _claude_sandbox.vm import mark as vm_mark
 from _claude_sandbox.vm import naming
 
-SECONDS = 5.0  # in which a process that was killed must be gone: QEMU gives its memory back
-FULL = (errno.ENOSPC, errno.EDQUOT)
+GONE_TIMEOUT = 5.0  # in which a process that was killed must be gone: QEMU gives its memory back
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PUT_ASIDE = ".{}.deleted"  # Lima looks at no directory that begins with a dot
 
 
@@ -39,7 +39,7 @@ def stop(ctx: Context, instance: Instance, *, force: bool = False) -> None:
     # What runs of a VM that Lima calls stopped has lost its pid files, and with them a graceful stop.
     with ctx.progress.stage(f"Stopping {instance.name}"):
         ctx.lima.stop(instance.name, force=force or instance.status in (BROKEN, STOPPED))
-        see_gone(ctx, instance.name)
+        wait_until_gone(ctx, instance.name)
 
 
 def force_stop(ctx: Context, name: str) -> None:
@@ -51,7 +51,7 @@ def force_stop(ctx: Context, name: str) -> None:
         left = vm_processes.running(ctx.lima.home / name)
         if left:
             raise _runs_on(name, left, f"{error.brief}\n{error.details or ''}".strip()) from error
-    see_gone(ctx, name)
+    wait_until_gone(ctx, name)
 
 
 def _runs(ctx: Context, directory: Path) -> bool:
@@ -60,13 +60,13 @@ def _runs(ctx: Context, directory: Path) -> bool:
     return bool(vm_processes.running(directory))
 
 
-def see_gone(ctx: Context, name: str) -> None:
+def wait_until_gone(ctx: Context, name: str) -> None:
     """Wait until no process of the VM lives. Raises LimaError that names those that do."""
-    ctx.effects.silently(lambda: _wait_until_gone(ctx, name), None)
+    ctx.effects.silently(lambda: _wait(ctx, name), None)
 
 
-def _wait_until_gone(ctx: Context, name: str) -> None:
-    deadline = time.monotonic() + SECONDS
+def _wait(ctx: Context, name: str) -> None:
+    deadline = time.monotonic() + GONE_TIMEOUT
     while left := vm_processes.running(ctx.lima.home / name):
         if time.monotonic() > deadline:
             raise _runs_on(name, left, "limactl said that it was stopped.")
@@ -121,27 +121,27 @@ def remove(ctx: Context, name: str) -> None:
         force_stop(ctx, name)
     if (directory / "lima.yaml").exists():
         ctx.lima.delete(name, force=True)
-    see_gone(ctx, name)
+    wait_until_gone(ctx, name)
     # limactl refuses a directory without lima.yaml, and leaves files that it does not know.
     _remove_tree(ctx, directory)
 
 
-def put_aside(ctx: Context, name: str) -> None:
+def delete_without_writing(ctx: Context, name: str) -> None:
     """Delete a stopped VM without writing anything, on a disk that is full: one rename, then its files.
 
-    A kill after the rename leaves `.NAME.deleted` with its mark, which `finish` removes. Raises OSError,
+    A kill after the rename leaves `.NAME.deleted` with its mark, which `remove_put_aside` removes. Raises OSError,
     LimaError (it runs), RefusedError.
     """
     check_unprotected(ctx, name)
-    see_gone(ctx, name)
-    finish(ctx)
+    wait_until_gone(ctx, name)
+    remove_put_aside(ctx)
     aside = ctx.lima.home / _PUT_ASIDE.format(name)
     os.rename(ctx.lima.home / name, aside)
     _remove_tree(ctx, aside)
 
 
-def finish(ctx: Context) -> None:
-    """Remove what a kill during `put_aside` left: only what still has the mark of the VM that it was, or nothing."""
+def remove_put_aside(ctx: Context) -> None:
+    """Remove what a kill during `delete_without_writing` left: only what still has the mark of the VM that it was, or nothing."""
     for aside in ctx.lima.home.glob(_PUT_ASIDE.format(f"{naming.PREFIX}*")):
         try:
             text = (aside / "lima.yaml").read_text(encoding="utf-8", errors="surrogateescape")

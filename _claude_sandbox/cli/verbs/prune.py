@@ -85,7 +85,7 @@ def _kept(call: Invocation, home: Path) -> list[str]:
     return [_reason(disk) for disk in prune_cache.kept(home)]
 
 
-def _reason(disk: disks_store.Golden) -> str:
+def _reason(disk: disks_store.GoldenFile) -> str:
     homes = [render.printable(home) for home in disk.gone]
     state = "; ".join(f"{home} {why} now" for home, why in zip(homes, disk.why, strict=True))
     return (

@@ -54,7 +54,7 @@ def uninstall(call: Invocation) -> int:
 
 def _shown(
     sandboxes: Sequence[summary.Sandbox], bases: Sequence[Instance], directories: Sequence[Path],
-    disks: Sequence[disks_store.Golden], stays: Path,
+    disks: Sequence[disks_store.GoldenFile], stays: Path,
 ) -> str:  # fmt: skip
     """What would be removed, and what stays."""
     lines = ["This would be removed:", *map(render.sandbox_line, sandboxes)]
@@ -86,18 +86,18 @@ def _remove_machines(
         )
 
 
-def _disks() -> list[disks_store.Golden]:
+def _disks() -> list[disks_store.GoldenFile]:
     try:
-        return disks_store.survey(paths.lima_home())
+        return disks_store.list_files(paths.lima_home())
     except ClaudeSandboxError:
         return []
 
 
-def _free_disks(call: Invocation) -> list[disks_store.Golden]:
+def _free_disks(call: Invocation) -> list[disks_store.GoldenFile]:
     """Free the golden disks that nothing uses any more; returns those that back a VM which is not ours."""
     try:
-        disks_store.free(paths.lima_home())
-        return [each for each in disks_store.survey(paths.lima_home()) if each.path.exists()]
+        disks_store.remove_unused(paths.lima_home())
+        return [each for each in disks_store.list_files(paths.lima_home()) if each.path.exists()]
     except ClaudeSandboxError as error:
         raise ClaudeSandboxError(
             f"{paths.golden_dir()} was left alone, and with it our directories: {error.brief}",
@@ -106,7 +106,7 @@ def _free_disks(call: Invocation) -> list[disks_store.Golden]:
         ) from error
 
 
-def _remove(directory: Path, kept: Sequence[disks_store.Golden]) -> None:
+def _remove(directory: Path, kept: Sequence[disks_store.GoldenFile]) -> None:
     """A directory, without the golden disks that stay (and their records)."""
     if not kept or directory != paths.data_dir():
         shutil.rmtree(directory)

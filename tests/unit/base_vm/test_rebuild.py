@@ -203,7 +203,7 @@ def test_a_clone_and_the_exchange_do_not_meet(box: Box) -> None:
     wait_for(lambda: box.calls(verb="clone"))
     box.mend()
     rebuild = subprocess.Popen(
-        [sys.executable, "-c", DRIVER.replace("report =", "rebuild.linked_clone.freeze = lambda ctx, base: None\nreport =")],
+        [sys.executable, "-c", DRIVER.replace("report =", "rebuild.linked_clone.move_disk_to_store = lambda ctx, base: None\nreport =")],
         env={**box.env, "PYTHONPATH": str(ROOT)}, cwd=box.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     # Its last step before the exchange: from then on only the lock keeps it.
@@ -344,8 +344,8 @@ def test_killed_in_limactl(box: Box, verb: str, when: str, old: bool) -> None:
 
 STEPS = [
     "rebuild._build_and_try",
-    "linked_clone.freeze",
-    "linked_clone._exchange",
+    "linked_clone.move_disk_to_store",
+    "linked_clone._exchange_disks",
     "rebuild._replace_old",
     "exchange.put_in_place",
     "exchange.write_note",

@@ -69,7 +69,9 @@ def test_what_is_not_ours(ctx: Context, home: Path, recorder: Recorder) -> None:
         then=listed(row(ctx, mark, "copy"), row(ctx, tools), {"Name": "claude-sandbox-app", "Dir": "/x"}),
     )  # fmt: skip
     assert (
-        vm_lookup.ours(ctx) == [] and vm_lookup.find(ctx, app) is None and vm_lookup.moved(ctx, app) is None
+        vm_lookup.list_ours(ctx) == []
+        and vm_lookup.find(ctx, app) is None
+        and vm_lookup.find_moved(ctx, app) is None
     )
     assert vm_lookup.free_name(ctx, app) == vm_lookup.candidates(ctx, app)[1]
 
@@ -91,12 +93,12 @@ def test_a_moved_project_is_recognised_only_when_the_old_place_is_gone(
     recorder.on("limactl", "list", then=listed(row(ctx, mark)))
     new = home / "new"
     old.rename(new)
-    found = vm_lookup.moved(ctx, new)
+    found = vm_lookup.find_moved(ctx, new)
     assert found is not None and found[0].name == "claude-sandbox-old" and found[1]
     assert vm_lookup.find(ctx, new) is None  # asked, never assumed
     old.mkdir()
-    assert vm_lookup.moved(ctx, new) is None
-    assert vm_lookup.moved(ctx, home) is None
+    assert vm_lookup.find_moved(ctx, new) is None
+    assert vm_lookup.find_moved(ctx, home) is None
 
 
 @pytest.mark.parametrize("schema", [1, 2])
@@ -113,7 +115,7 @@ def test_a_new_directory_with_the_inode_of_a_removed_one_is_not_moved(
     reused = replace(mark, inode=new.stat().st_ino, born=mark.born if schema == 2 else 0)
     recorder.on("limactl", "list", then=listed(row(ctx, reused)))
     assert birth(new) > mark.born > 0
-    assert vm_lookup.moved(ctx, new) is None
+    assert vm_lookup.find_moved(ctx, new) is None
 
 
 def test_where_no_birth_is_known_it_is_not_sure(
@@ -125,13 +127,13 @@ def test_where_no_birth_is_known_it_is_not_sure(
     recorder.on("limactl", "list", then=listed(row(ctx, mark)))
     new = home / "new"
     old.rename(new)
-    found = vm_lookup.moved(ctx, new)
+    found = vm_lookup.find_moved(ctx, new)
     assert found is not None and found[0].name == "claude-sandbox-old" and not found[1]
     for unknown in (ctx.lima.home, home):  # each may be on a file system that records none
         monkeypatch.setattr(
             vm_lookup, "birth", lambda path, unknown=unknown: 0 if path.parent == unknown else time.time_ns()
         )
-        assert vm_lookup.moved(ctx, new) == found
+        assert vm_lookup.find_moved(ctx, new) == found
 
 
 def test_a_name_under_construction_is_not_free(ctx: Context, home: Path) -> None:

@@ -49,12 +49,12 @@ def document(ctx: Context, project: Path) -> dict[str, Any]:
 
 
 def test_what_nobody_set_stays(ctx: Context, project: Path, document: dict[str, Any]) -> None:
-    assert reconfigure.wanted(ctx, config(project), document) == reconfigure.Change(document, ())
+    assert reconfigure.plan_change(ctx, config(project), document) == reconfigure.Change(document, ())
 
 
 def test_the_same_again_is_no_change(ctx: Context, project: Path, document: dict[str, Any]) -> None:
     same = config(project, cpus=2, memory=4 * GIB, disk=20 * GIB, ports=(Port(8080, 80),), mounts=())
-    assert reconfigure.wanted(ctx, same, document) == reconfigure.Change(document, ())
+    assert reconfigure.plan_change(ctx, same, document) == reconfigure.Change(document, ())
 
 
 def test_every_kind_of_change_is_made_and_told(
@@ -64,7 +64,7 @@ def test_every_kind_of_change_is_made_and_told(
     asked = config(
         project, cpus=3, memory=1536 * MIB, disk=21 * GIB, ports=(Port(9090, 9090),), mounts=(Mount(home / "data", False),)
     )  # fmt: skip
-    found = reconfigure.wanted(ctx, asked, document)
+    found = reconfigure.plan_change(ctx, asked, document)
     new = found.document
     assert (new["cpus"], new["memory"], new["disk"]) == (3, "1536MiB", "21GiB")
     assert (
@@ -80,7 +80,7 @@ def test_every_kind_of_change_is_made_and_told(
 
 def test_a_disk_never_shrinks(ctx: Context, project: Path, document: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="can only grow: this sandbox has 20GiB"):
-        reconfigure.wanted(ctx, config(project, disk=19 * GIB), document)
+        reconfigure.plan_change(ctx, config(project, disk=19 * GIB), document)
 
 
 def test_other_settings_keep_the_mounts_and_the_other_way_round(
@@ -88,24 +88,26 @@ def test_other_settings_keep_the_mounts_and_the_other_way_round(
 ) -> None:
     (home / "data").mkdir()
     (home / "own").mkdir()
-    with_data = reconfigure.wanted(ctx, config(project, mounts=(Mount(home / "data"),)), document).document
-    both = reconfigure.wanted(ctx, config(project, settings=home / "own"), with_data).document
+    with_data = reconfigure.plan_change(
+        ctx, config(project, mounts=(Mount(home / "data"),)), document
+    ).document
+    both = reconfigure.plan_change(ctx, config(project, settings=home / "own"), with_data).document
     assert [s.location for s in vm_lima_yaml.shares_of(both)] == [project, home / "data", home / "own"]
     assert [s.writable for s in vm_lima_yaml.shares_of(both)] == [True, True, False]
-    none = reconfigure.wanted(ctx, config(project, mounts=()), both).document
+    none = reconfigure.plan_change(ctx, config(project, mounts=()), both).document
     assert [s.location for s in vm_lima_yaml.shares_of(none)] == [project, home / "own"]
 
 
 def test_ports_on_a_running_vm(ctx: Context, project: Path, document: dict[str, Any]) -> None:
-    same = reconfigure.wanted(ctx, config(project, ports=(Port(8080, 80),)), document)
-    reconfigure.running_ports(NAME, same)
-    fewer = reconfigure.wanted(ctx, config(project, ports=()), document)
-    reconfigure.running_ports(NAME, fewer)  # restart takes them away
-    more = reconfigure.wanted(ctx, config(project, ports=(Port(8080, 80), Port(81, 82))), document)
+    same = reconfigure.plan_change(ctx, config(project, ports=(Port(8080, 80),)), document)
+    reconfigure.check_running_ports(NAME, same)
+    fewer = reconfigure.plan_change(ctx, config(project, ports=()), document)
+    reconfigure.check_running_ports(NAME, fewer)  # restart takes them away
+    more = reconfigure.plan_change(ctx, config(project, ports=(Port(8080, 80), Port(81, 82))), document)
     with pytest.raises(StartError, match=f"Cannot add ports to running VM {NAME}: 81:82") as caught:
-        reconfigure.running_ports(NAME, more)
+        reconfigure.check_running_ports(NAME, more)
     assert "restart" in (caught.value.resolution or "") and caught.value.exit_code == 1
-    elsewhere = reconfigure.wanted(ctx, config(project, ports=(Port(8080, 81),)), document)
+    elsewhere = reconfigure.plan_change(ctx, config(project, ports=(Port(8080, 81),)), document)
     assert elsewhere.new_ports == ("8080:81",)
 
 

@@ -90,13 +90,13 @@ def test_lost_pid_files_are_written_again_and_wrong_ones_go(ctx: Context) -> Non
 def test_nothing_is_removed_of_a_vm_that_runs_on(
     ctx: Context, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vm_stop, "SECONDS", 0.2)
+    monkeypatch.setattr(vm_stop, "GONE_TIMEOUT", 0.2)
     directory = put_instance(ctx, NAME)
     with process("-pidfile", f"{directory}/qemu.pid") as qemu:
         with pytest.raises(LimaError, match=rf"process {qemu.pid} \(qemu.pid\) still runs"):
             vm_stop.remove(ctx, NAME)
         with pytest.raises(LimaError):
-            vm_stop.put_aside(ctx, NAME)
+            vm_stop.delete_without_writing(ctx, NAME)
         recorder.on("limactl", "stop", then=failed("no such signal"))
         with pytest.raises(LimaError, match=r"(?s)still runs.*no such signal"):
             vm_stop.remove(ctx, NAME)
@@ -108,7 +108,7 @@ def test_nothing_is_removed_of_a_vm_that_runs_on(
 def test_a_protected_one_stays(ctx: Context, recorder: Recorder) -> None:
     directory = put_instance(ctx, NAME)
     (directory / "protected").touch()
-    for way in (vm_stop.remove, vm_stop.put_aside):
+    for way in (vm_stop.remove, vm_stop.delete_without_writing):
         with pytest.raises(RefusedError, match="is protected"):
             way(ctx, NAME)
     assert directory.exists() and recorder.calls == []
@@ -129,7 +129,7 @@ def test_a_delete_that_was_killed_on_a_full_disk_is_finished(ctx: Context, home:
     full = ctx.lima.home / f".{NAME}6.deleted"
     full.mkdir()
     (full / "file").touch()
-    vm_stop.finish(ctx)
+    vm_stop.remove_put_aside(ctx)
     assert not ours.exists() and not empty.exists()
     assert all(each.exists() for each in [*others, full])
 
@@ -146,9 +146,9 @@ def test_killed_while_it_is_put_aside(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os if step == "rename" else Path, step, die)
-        vm_stop.put_aside(ctx, NAME)
+        vm_stop.delete_without_writing(ctx, NAME)
     assert directory.exists() == (step == "rename")  # whole, or not there for Lima
-    vm_stop.finish(ctx)
+    vm_stop.remove_put_aside(ctx)
     assert directory.exists() == (step == "rename") and not list(ctx.lima.home.glob(".c*"))
 
 
