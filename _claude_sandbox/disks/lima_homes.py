@@ -1,6 +1,6 @@
 """Which LIMA_HOME is which: behind one path there may be another directory tomorrow, or an empty mount point.
 
-A LIMA_HOME with a disk that stands on a golden file gets a small file with a random id. The golden file's
+A LIMA_HOME with a disk that is backed by a golden file gets a small file with a random id. The golden file's
 record holds that id beside the path. So an emptied LIMA_HOME is distinguished from one whose file system is not
 mounted, also when somebody has made new VMs below the mount point meanwhile. Lima skips names that begin
 with a dot (pkg/store, Instances).

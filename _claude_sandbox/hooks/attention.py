@@ -4,13 +4,13 @@
     needs_input  a dialog is open: a permission, a question, a plan
     done         Claude has finished its turn and nobody has answered yet
     failed       the turn ended in an error
-    idle         it waits at its prompt, and there is nothing new to tell
+    idle         it waits at its prompt, and nothing is new
     ended        the process or its VM is gone
 
 The table is in docs/hooks.md and is checked against this module by a test. What Claude Code really
 sends, and when, was found by experiment; the habits that matter here: PermissionRequest comes at once and the
 Notification about the same dialog 6 s later; idle_prompt comes 60 s after Stop; Stop with background
-tasks is no end; a user's Esc ends a turn with no event at all.
+tasks does not end a turn; a user's Esc ends a turn with no event at all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One hook event as a value: the wire's line taken apart, bounded and cleaned.
 
 What comes in was written by a guest, which is hostile: every field is checked for type and range, texts
-lose what could steer a terminal or turn a line around, and are cut. Whose event it is never stands in
-the line: that is known from the socket that it came by. The wire is in docs/hooks.md, what Claude's
+lose control characters and bidirectional overrides, and are cut. Whose event it is, is never read from
+the line: the socket decides that. The wire is in docs/hooks.md, what Claude's
 payloads look like in tests/unit/hooks/.
 """
 
@@ -122,7 +122,7 @@ def parse(line: bytes, *, sandbox: str, project: str, received_ns: int) -> Event
             raise ValueError("there is no payload")
         name = _matching(_NAME, payload.get("hook_event_name"), "hook_event_name")
         if name.startswith(HOST):
-            raise ValueError(f"{name} is no event of a guest")
+            raise ValueError(f"{name} is not a guest's event")
         return Event(
             0, id, _time(value.get("time_ns"), received_ns), received_ns, sandbox, project, name,
             "" if name == LOST else _matching(_SESSION, payload.get("session_id"), "session_id"),
@@ -210,7 +210,7 @@ def _id(value: Mapping[str, Any]) -> str:
 
 
 def _raw_id(line: bytes) -> str:
-    """The id of a line that is no JSON; hook.sh writes it first."""
+    """The id of a line that is not JSON; hook.sh writes it first."""
     match = _RAW_ID.search(line, 0, 4096)
     try:
         return _id({"id": match[1].decode()}) if match else ""
@@ -234,7 +234,7 @@ def _number(value: object, limit: int) -> int:
 
 
 def _time(value: object, received_ns: int) -> int:
-    """The guest's clock where it can be right: not ahead of ours, and within a day."""
+    """The guest's clock where it can be right: not ahead of the host's, and within a day."""
     time_ns = _number(value, TIME_LIMIT)
     return time_ns if received_ns - 86_400 * 10**9 <= time_ns <= received_ns else received_ns
 
@@ -245,7 +245,7 @@ def _head(head: object) -> dict[str, Any]:
     try:
         raw = base64.b64decode(head, validate=True) if isinstance(head, str) else b""
     except (binascii.Error, ValueError):
-        raise ValueError("head is no base64") from None
+        raise ValueError("head is not base64") from None
     text = raw[:HEAD_LIMIT].decode("utf-8", "replace")
     found: dict[str, Any] = {}
     for match in _PAIR.finditer(text):

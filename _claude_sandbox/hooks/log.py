@@ -147,7 +147,7 @@ class EventLog:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._size)  # a torn batch must not stand before the next one
+                os.ftruncate(self._fd, self._size)  # a torn batch must not precede the next one
             raise
         self._size += len(data)
         self._dirty = True

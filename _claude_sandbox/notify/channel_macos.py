@@ -18,7 +18,7 @@ from _claude_sandbox.system.run import Command, CommandNotFound, Runner
 class Mac:
     """macOS: `alerter` (waits for a click), `terminal-notifier`, or osascript, the first that is there.
 
-    osascript cannot tell of a click. Texts go as argv, never into a script; `-execute` of terminal-notifier is a
+    osascript does not report clicks. Texts go as argv, never into a script; `-execute` of terminal-notifier is a
     line for sh, made of our own words only.
     """
 
@@ -70,7 +70,7 @@ class Mac:
                 self.ALERTS, "alerter"
             )  # the loop's own threads are for short things
         wait = functools.partial(self._runner.run, Command(argv), timeout=self.STAYS + 60.0, limit=OUTPUT)
-        with contextlib.suppress(CommandNotFound, ValueError):  # gone meanwhile; an answer that is no JSON
+        with contextlib.suppress(CommandNotFound, ValueError):  # gone meanwhile; an answer that is not JSON
             result = await asyncio.get_running_loop().run_in_executor(self._pool, wait)
             answer = json.loads(result.text or "{}")
             if answer.get("activationType") in ("contentsClicked", "actionClicked"):

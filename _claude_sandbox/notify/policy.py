@@ -1,4 +1,4 @@
-"""Which transition of a Claude session is told to the user, when, and in which words. No I/O.
+"""Which transition of a Claude session the user is notified of, when, and in which words. No I/O.
 
 Nothing twice: an event notifies once, and so does a dialog, whose Notification follows its
 PermissionRequest by 6 s; the idle reminder 60 s after Stop says nothing new. Nothing nags: what comes in
@@ -99,7 +99,7 @@ def quiet_left(quiet: tuple[int, int] | None, minute: float) -> float:
 class Policy:
     """Takes transitions in their order, answers with what to show or withdraw now. Times: seconds, monotonic.
 
-    `states`: what the user wants to hear of; `projects`: those that exist, to tell equal names apart.
+    `states`: what the user wants to be notified of; `projects`: those that exist, to tell equal names apart.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Policy:
     ) -> None:
         self.states = frozenset(states)
         self._projects = projects
-        self._seen: OrderedDict[object, None] = OrderedDict()  # events and states that were told
+        self._seen: OrderedDict[object, None] = OrderedDict()  # events and states that were notified
         self._waiting: OrderedDict[Key, Session] = OrderedDict()
         self._open: OrderedDict[Key, tuple[Key, float, Session]] = OrderedDict()  # session -> alert, when
         self._shown: deque[float] = deque(maxlen=AT_ONCE)
@@ -192,12 +192,12 @@ class Policy:
         return self._waiting.get(key) or (entry[2] if entry else None)
 
     def shown(self) -> dict[Key, int]:
-        """Which sessions are told of now, or wait to be, each with the event that made its state."""
+        """Which sessions are notified now, or wait to be, each with the event that made its state."""
         entries = {session.key: session for _, _, session in self._open.values()} | dict(self._waiting)
         return {key: session.seq for key, session in entries.items()}
 
     def restore(self, session: Session) -> None:
-        """It was shown before we were started anew, and still waits: `flush` shows it again."""
+        """It was shown before we were restarted, and still waits: `flush` shows it again."""
         if session.state in NOTIFIED:
             self._seen[(session.key, session.seq)] = None
             self._waiting[session.key] = session

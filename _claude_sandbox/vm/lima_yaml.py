@@ -56,7 +56,7 @@ class SandboxSpec:
 
 
 def build(base: Mapping[str, Any], spec: SandboxSpec, provision: Sequence[Document] = ()) -> Document:
-    """The whole document. `provision` are scripts of ours, after the base's own.
+    """The whole document. `provision` are our scripts, after the base's own.
 
     What of the base could reach the host is left out; vm.template_keys.allowed names it for the caller.
     Raises RefusedError when the base can only mount by reverse-sshfs or not at all.
@@ -102,12 +102,12 @@ def literal(path: Path) -> str:
     return str(path).replace("{{", '{{"{{"}}')
 
 
-# Lima refuses a param that nothing uses: every mount of ours uses the mark, to no effect.
+# Lima refuses a param that nothing uses: each of our mounts uses the mark, to no effect.
 _USE_MARK = f"{{{{with .Param.{vm_mark.MARK_PARAM}}}}}{{{{end}}}}"
 
 
 def mounts(shares: Iterable[Share]) -> list[Document]:
-    """The `mounts:` list of a document of ours."""
+    """The `mounts:` list of our document."""
     return [_mount(share) for share in shares]
 
 
@@ -165,7 +165,7 @@ def _forward(port: Port) -> Document:
 
 
 def ports_of(document: Mapping[str, Any]) -> tuple[Port, ...]:
-    """The ports that a document of ours forwards."""
+    """The ports that our document forwards."""
     rules = document.get("portForwards") or []
     return tuple(
         sorted(Port(r["hostPort"], r["guestPort"]) for r in rules if not r.get("ignore") and "guestPort" in r)

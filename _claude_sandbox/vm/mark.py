@@ -46,7 +46,7 @@ class Mark:
 
     @classmethod
     def decode(cls, text: str) -> Mark | None:
-        """None for what is no mark of this schema."""
+        """None for what is not a mark of this schema."""
         parts = text.split(";")
         if (parts[0], len(parts)) not in (("1", 6), ("2", 7)) or parts[1] not in (SANDBOX, TOOLS):
             return None
@@ -84,13 +84,13 @@ def kind_of(instance: Instance) -> str | None:
 
 
 def project_of(instance: Instance) -> Path | None:
-    """The project of a sandbox of ours."""
+    """The project of one of our sandboxes."""
     mark = mark_of(instance)
     return mark.project if mark is not None else None
 
 
 def mark_schema(text: str) -> int | None:
-    """The schema version that a mark names, of whatever version of ours; None for no mark."""
+    """The schema version that a mark names, of any of our versions; None for no mark."""
     match = re.match(r"(\d{1,6});", text)
     return int(match[1]) if match else None
 

@@ -70,7 +70,7 @@ def find_command(
         if shutil.which(command[0], path=path):
             return CaptureCommand(tuple(command))
         return CaptureCommand(
-            reason=f"{command[0]} (voice.command) was not found", remedy="Mend `voice.command`."
+            reason=f"{command[0]} (voice.command) was not found", remedy="Fix `voice.command`."
         )
     programs = _PROGRAMS.get(platform, _PROGRAMS["linux"])
     found = next((argv for argv in programs if shutil.which(argv[0], path=path)), None)
@@ -140,5 +140,5 @@ class Silence:
         return b"".join(kept)
 
     def _loud(self, window: bytes) -> bool:
-        samples = memoryview(window).cast("h")  # every host of ours is little-endian
+        samples = memoryview(window).cast("h")  # all supported hosts are little-endian
         return sum(s * s for s in samples) >= self.LEVEL**2 * len(samples)

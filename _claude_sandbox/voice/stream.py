@@ -20,7 +20,6 @@ from pathlib import Path
 from aiohttp import HttpVersion11, web
 
 from _claude_sandbox.system.run import CommandNotFound
-from _claude_sandbox.voice import recorder
 from _claude_sandbox.voice.recorder import BYTES_PER_SECOND, CaptureCommand, Silence
 
 Spawn = Callable[[Sequence[str]], Awaitable[asyncio.subprocess.Process]]
@@ -88,7 +87,7 @@ class Capture:
 
 
 class RecordingRegistry:
-    """What all sandboxes share: how many record, and who is told that the microphone is open.
+    """What all sandboxes share: how many record, and who is notified that the microphone is open.
 
     `changed(name, pid)`: `name` records by a program with that id, or no longer (None).
     """
@@ -148,7 +147,7 @@ class HttpError(Exception):
 
 
 class MicrophoneSocket:
-    """The socket of one sandbox. `command` is asked anew for every request."""
+    """The socket of one sandbox. `command` is called for every request."""
 
     def __init__(self, name: str, registry: RecordingRegistry, command: Callable[[], CaptureCommand]) -> None:
         self.name, self._registry, self._command = name, registry, command
@@ -274,8 +273,3 @@ def _text(status: int, sentence: str) -> web.Response:
     response = web.Response(status=status, text=f"{sentence}\n")
     response.force_close()
     return response
-
-
-def find_commandner(command: Sequence[str]) -> Callable[[], CaptureCommand]:
-    """Asks `voice.recorder.find_command` anew each time."""
-    return lambda: recorder.find_command(command)
