@@ -68,49 +68,40 @@ def parser_of(verb: Verb) -> argparse.ArgumentParser:
     return parser
 
 
-def _value_flags() -> frozenset[str]:
-    """Options that are followed by a value: not to be taken for the verb."""
-    return frozenset(option_names([argument for argument in known_arguments() if argument.metavar]))
-
-
 def known_flags() -> list[str]:
     """Every option of any verb, sorted."""
     return option_names(known_arguments())
 
 
-def _find_verb(words: list[str]) -> int | None:
-    """The index of the verb: the first word that is neither an option nor an option's value."""
-    takes, skip = _value_flags(), False
+def _scan(words: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(index, option) of every option that is typed, without its value, and (index, "") of every other word.
+
+    `-yd/tmp` is the options -y and -d.
+    """
+    takes_value = frozenset(option_names([each for each in known_arguments() if each.metavar]))
+    skip = False
     for index, word in enumerate(words):
         if skip:
             skip = False
-        elif word.startswith("-") and word != "-":
-            skip = word in takes if word.startswith("--") else _value_follows(word, takes)
-        else:
-            return index
-    return None
-
-
-def _value_follows(cluster: str, takes: frozenset[str]) -> bool:
-    """Whether short options end in one whose value is the next word: `-d` and `-yd` do, `-d/tmp` does not."""
-    first = next((i for i, letter in enumerate(cluster) if f"-{letter}" in takes), None)
-    return first == len(cluster) - 1
-
-
-def _typed(words: Sequence[str]) -> Iterator[str]:
-    """Every option that is typed, without its value; `-yd/tmp` is two."""
-    takes, skip = _value_flags(), False
-    for word in words:
-        if skip or not word.startswith("-") or word == "-":
-            skip = False
+        elif not word.startswith("-") or word == "-":
+            yield index, ""
         elif word.startswith("--"):
             flag, is_sign, _ = word.partition("=")
-            skip = flag in takes and not is_sign
-            yield flag
+            skip = flag in takes_value and not is_sign
+            yield index, flag
         else:
-            last = next((i for i, letter in enumerate(word) if f"-{letter}" in takes), len(word))
+            last = next((i for i, letter in enumerate(word) if f"-{letter}" in takes_value), len(word))
             skip = last == len(word) - 1
-            yield from (f"-{letter}" for letter in word[1 : last + 1])
+            yield from ((index, f"-{letter}") for letter in word[1 : last + 1])
+
+
+def _find_verb(words: Sequence[str]) -> int | None:
+    """The index of the verb: the first word that is neither an option nor an option's value."""
+    return next((index for index, flag in _scan(words) if not flag), None)
+
+
+def _typed_flags(words: Sequence[str]) -> list[str]:
+    return [flag for _, flag in _scan(words) if flag]
 
 
 def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
@@ -126,7 +117,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, argparse.Namespace, list[str]]:
     if "--version" in words:
         verb, words = VERBS["version"], [word for word in words if word in ("--version", "--json")]
     takes = verb.flags
-    for flag in _typed(words):
+    for flag in _typed_flags(words):
         if flag not in takes:
             _reject(flag, verb)
     parser = parser_of(verb)
@@ -204,6 +195,6 @@ def outline(argv: Sequence[str]) -> str:
     words = list(itertools.takewhile(lambda word: word != "--", argv))
     at = _find_verb(words)
     verb = [] if at is None else [words[at] if words[at] in VERBS else "…"]
-    flags = [flag if flag in known_flags() else "-…" for flag in _typed(words)]
+    flags = [flag if flag in known_flags() else "-…" for flag in _typed_flags(words)]
     behind = len(argv) - len(words) - 1
     return " ".join([ME, *verb, *flags, *([f"-- ({behind} words)"] if behind >= 0 else [])])

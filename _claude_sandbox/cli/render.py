@@ -52,9 +52,9 @@ def status(value: dict[str, Any]) -> str:
         f"Audio server: {value['audio_server']}",
         "VMs:",
     ]
-    for box in value["vms"]:
-        lines.append(sandbox_line(box))
-        lines += [f"    {line}" for line in session_lines(value["sessions"], box.name)]
+    for sandbox in value["vms"]:
+        lines.append(sandbox_line(sandbox))
+        lines += [f"    {line}" for line in session_lines(value["sessions"], sandbox.name)]
     if not value["vms"]:
         lines.append("  No sandbox VMs created yet")
     return "\n".join(lines)
@@ -105,19 +105,19 @@ def table(sandboxes: Sequence[Sandbox], sessions: Sequence[Mapping[str, Any]] = 
 
 
 def info(value: Info) -> str:
-    box = value.sandbox
+    sandbox = value.sandbox
     pairs = [
-        ("Name", box.name),
-        ("Status", box.status),
-        ("Project", printable(box.project) + ("" if box.project_exists else "  (directory is gone)")),
-        ("CPUs", box.cpus),
-        ("Memory", format_size(box.memory)),
-        ("Disk", format_size(box.disk)),
+        ("Name", sandbox.name),
+        ("Status", sandbox.status),
+        ("Project", printable(sandbox.project) + ("" if sandbox.project_exists else "  (directory is gone)")),
+        ("CPUs", sandbox.cpus),
+        ("Memory", format_size(sandbox.memory)),
+        ("Disk", format_size(sandbox.disk)),
         ("Ports", ", ".join(value.ports) or "none"),
         ("VM type", value.vm_type),
         ("Lima", value.lima_version),
         ("Files", printable(value.directory)),
-        ("ssh", f"ssh -F {value.ssh_config} lima-{box.name}"),
+        ("ssh", f"ssh -F {value.ssh_config} lima-{sandbox.name}"),
     ]
     lines = [f"{name + ':':<9} {text}" for name, text in pairs]
     lines += ["Mounts:"]

@@ -25,7 +25,7 @@ from _claude_sandbox.system.text import clean
 from _claude_sandbox.system.units import format_size
 
 TICK = 0.25  # seconds between two looks at the keys and at state.json
-WORDS = {
+STATE_WORDS = {
     NEEDS_INPUT: "needs you",
     FAILED: "failed",
     DONE: "done",
@@ -83,7 +83,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """A row as texts."""
 
     project: str
@@ -95,7 +95,7 @@ class Line:
     message: str
 
 
-def lines(rows: Sequence[Row], usage: Usage, now_ns: int) -> list[Line]:
+def lines(rows: Sequence[Row], usage: Usage, now_ns: int) -> list[TableLine]:
     projects = [str(row.project) for row in rows]
     used = {row.sandbox: usage.of(row.sandbox) for row in rows if row.status == RUNNING}
     found = []
@@ -103,14 +103,14 @@ def lines(rows: Sequence[Row], usage: Usage, now_ns: int) -> list[Line]:
         cpu, memory = used.get(row.sandbox) or (None, None)
         session = row.session
         state = (
-            WORDS.get(row.state, row.state)
+            STATE_WORDS.get(row.state, row.state)
             if session
             else "no Claude"
             if row.status == RUNNING
             else row.status
         )
         found.append(
-            Line(
+            TableLine(
                 label(str(row.project), projects), state, _STYLES.get(row.state, "dim" if session is None else ""),
                 since(session.since_ns, now_ns) if session else "",
                 "" if cpu is None else f"{cpu:.0f}%", "" if memory is None else format_size(memory),
@@ -120,7 +120,7 @@ def lines(rows: Sequence[Row], usage: Usage, now_ns: int) -> list[Line]:
     return found
 
 
-def table(shown: Sequence[Line], width: int, chosen: int | None = None) -> Any:
+def table(shown: Sequence[TableLine], width: int, chosen: int | None = None) -> Any:
     """A rich table for `width` columns: what is less important goes first when it is narrow."""
     from rich import box
     from rich.table import Table
@@ -147,7 +147,7 @@ def table(shown: Sequence[Line], width: int, chosen: int | None = None) -> Any:
 
 
 @dataclass(frozen=True)
-class Doings:
+class KeyActions:
     """What the keys do with a row; each returns a line for the bottom of the view. They may use the terminal."""
 
     attach: Callable[[Row], str]
@@ -155,14 +155,14 @@ class Doings:
     answer: Callable[[Row], str]
 
 
-class Watch:
+class LiveView:
     """`look` gives the rows; it is asked at every tick and has to be quick."""
 
-    def __init__(self, look: Callable[[], list[Row]], usage: Usage, doings: Doings) -> None:
-        self._look, self._usage, self._doings = look, usage, doings
+    def __init__(self, look: Callable[[], list[Row]], usage: Usage, actions: KeyActions) -> None:
+        self._look, self._usage, self._actions = look, usage, actions
         self._rows: list[Row] = []
         self._chosen: tuple[str, str] = ("", "")
-        self._said = ""
+        self._report = ""
         self._pending = b""
 
     def run(self) -> int:
@@ -178,20 +178,20 @@ class Watch:
             if wish == "quit":
                 return 0
             if row is not None:
-                self._said = getattr(self._doings, wish)(row)
+                self._report = getattr(self._actions, wish)(row)
 
     def _until_wish(self, live: Any, console: Any) -> str:
         drawn: object = None
         while True:
             self._rows = self._look()
-            state = (self._rows, self._chosen, self._said, console.size, int(time.time()))
+            state = (self._rows, self._chosen, self._report, console.size, int(time.time()))
             if state != drawn:
                 live.update(self._view(console.size.width, console.size.height), refresh=True)
                 drawn = state
             for key in self._read(TICK):
                 if key in ("quit", "attach", "stop", "answer"):
                     return key
-                self._said = ""
+                self._report = ""
                 self._move(key)
 
     def _index(self) -> int:
@@ -218,7 +218,7 @@ class Watch:
             if shown
             else Text("No sandboxes yet.")
         )
-        foot = Text(clean(self._said, 300) or HELP, style="dim", no_wrap=True, overflow="ellipsis")
+        foot = Text(clean(self._report, 300) or HELP, style="dim", no_wrap=True, overflow="ellipsis")
         row = self._row()
         more = Text(
             clean(row.session.message, 2 * width) if row and row.session else "",

@@ -30,7 +30,7 @@ from _claude_sandbox.terminals import reply as terminals_reply
 from _claude_sandbox.terminals import screen as terminals_screen
 from _claude_sandbox.terminals.tmux import Tmux
 
-_LOOK = 3.0  # seconds between two looks at the VMs themselves; their sessions are looked at at every tick
+_INTERVAL = 3.0  # seconds between two looks at the VMs themselves; their sessions are looked at at every tick
 
 
 # -- watch ---------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def watch(call: Invocation) -> int:
     """The live view; without a terminal, or with --json, the same once."""
     usage = cli_watch.Usage(paths.lima_home())
     if call.options.json:
-        render.print_json([_data(row) for row in sandbox_overview.rows(call.ctx)])
+        render.print_json([_row_data(row) for row in sandbox_overview.rows(call.ctx)])
         return 0
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         found = sandbox_overview.rows(call.ctx)
@@ -49,20 +49,20 @@ def watch(call: Invocation) -> int:
         print(cli_watch.once(found, usage))
         call.progress.note("There is no terminal to draw on: this is how it is now.")
         return 0
-    doings = cli_watch.Doings(
-        attach=lambda row: _said(lambda: attach(call, row)),
-        stop=lambda row: _said(lambda: _stop(call, row)),
-        answer=lambda row: _said(lambda: _answer(call, row)),
+    actions = cli_watch.KeyActions(
+        attach=lambda row: _report(lambda: attach(call, row)),
+        stop=lambda row: _report(lambda: _stop(call, row)),
+        answer=lambda row: _report(lambda: _answer(call, row)),
     )
-    return cli_watch.Watch(_Look(call), usage, doings).run()
+    return cli_watch.LiveView(_RowSource(call), usage, actions).run()
 
 
-class _Look:
+class _RowSource:
     """Rows for a view that asks several times a second."""
 
     def __init__(self, call: Invocation) -> None:
         self._call = call
-        self._boxes: list[Row] = []
+        self._listed: list[Row] = []
         self._looked, self._stamp = 0.0, 0
         self._rows: list[Row] = []
 
@@ -71,16 +71,16 @@ class _Look:
             stamp = sandbox_overview.state_file().stat().st_mtime_ns
         except OSError:
             stamp = 0
-        due = time.monotonic() - self._looked > _LOOK
+        due = time.monotonic() - self._looked > _INTERVAL
         if due:
-            self._boxes, self._looked = sandbox_overview.rows(self._call.ctx), time.monotonic()
+            self._listed, self._looked = sandbox_overview.rows(self._call.ctx), time.monotonic()
         if due or stamp != self._stamp:
-            boxes = dict.fromkeys((row.sandbox, row.project, row.status) for row in self._boxes)
-            self._rows, self._stamp = sandbox_overview.arrange(boxes, hooks_client.sessions()), stamp
+            listed = dict.fromkeys((row.sandbox, row.project, row.status) for row in self._listed)
+            self._rows, self._stamp = sandbox_overview.arrange(listed, hooks_client.sessions()), stamp
         return self._rows
 
 
-def _said(do: Callable[[], str]) -> str:
+def _report(do: Callable[[], str]) -> str:
     """What a key did, or why not, in a line."""
     try:
         return do()
@@ -113,14 +113,16 @@ def next_waiting(call: Invocation) -> int:
     """Attach to the session that has waited longest; those that `next` has shown already come last."""
     found = sorted(sandbox_overview.waiting(call.ctx), key=_was_shown)
     if call.options.json:
-        render.print_json(_data(found[0]) if found else None)
+        render.print_json(_row_data(found[0]) if found else None)
         return 0 if found else 1
     if not found:
         call.progress.note("Nothing waits for you.")
         return 1
     row = found[0]
     session = _session_of(row)
-    call.progress.note(f"{row.project}: {cli_watch.WORDS[row.state]}: {render.printable(session.message)}")
+    call.progress.note(
+        f"{row.project}: {cli_watch.STATE_WORDS[row.state]}: {render.printable(session.message)}"
+    )
     if call.options.dry_run:
         return 0
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -182,7 +184,7 @@ def reply(call: Invocation) -> int:
     text = " ".join(words)
     if not words and call.options.seq is not None:
         raise UsageError("--seq goes with an answer.", resolution="claude-sandbox reply NAME TEXT --seq N")
-    session = _chosen(sandbox_overview.named(call.ctx, call.options.name), call.options.session)
+    session = _select_session(sandbox_overview.named(call.ctx, call.options.name), call.options.session)
     if not words:
         if call.options.json:
             render.print_json({**session.to_json(), "dialog": _open_dialog(call.runner, session)})
@@ -210,8 +212,8 @@ def send(runner: Runner, session: Session, text: str) -> terminals_reply.Replied
         sent.kind == "choice"
     ):  # no event of Claude's own tells of every answer: the state must not wait for one
         with contextlib.suppress(OSError, ClaudeSandboxError):  # the server went: it will see for itself
-            told = {"name": HOST_REPLIED, "sandbox": session.sandbox, "session_id": session.session_id}
-            daemon_client.ask("POST", "/inject", {**told, "answers": session.seq}, timeout=2)
+            event = {"name": HOST_REPLIED, "sandbox": session.sandbox, "session_id": session.session_id}
+            daemon_client.ask("POST", "/inject", {**event, "answers": session.seq}, timeout=2)
     return sent
 
 
@@ -219,7 +221,7 @@ def _sent(sent: terminals_reply.Replied) -> str:
     return f"{sent.sandbox}: chosen: {sent.text}" if sent.kind == "choice" else f"{sent.sandbox}: sent."
 
 
-def _chosen(rows: Sequence[Row], wanted: str | None) -> Session:
+def _select_session(rows: Sequence[Row], wanted: str | None) -> Session:
     """The one session that is meant: by its id, else the one that waits, else the only one."""
     live = [row.session for row in rows if row.session is not None]
     if wanted is not None:
@@ -242,7 +244,7 @@ def _chosen(rows: Sequence[Row], wanted: str | None) -> Session:
 def shown(runner: Runner, session: Session) -> str:
     """What a session waits for, and what may be answered."""
     lines = [
-        f"{session.sandbox}: {cli_watch.WORDS.get(session.state, session.state)}",
+        f"{session.sandbox}: {cli_watch.STATE_WORDS.get(session.state, session.state)}",
         render.printable(session.message),
     ]
     open = _open_dialog(runner, session)
@@ -267,7 +269,7 @@ def _session_of(row: Row) -> Session:
     return row.session
 
 
-def _data(row: Row) -> dict[str, object]:
+def _row_data(row: Row) -> dict[str, object]:
     return {
         "sandbox": row.sandbox, "project": row.project, "status": row.status,
         "session": row.session.to_json() if row.session else None,
@@ -287,7 +289,7 @@ def notify(call: Invocation) -> int:
         return call.show({"ways": [], "log": []}, "")
     log: list[str] = []
     if daemon_client.running():
-        told = [str(line) for line in daemon_client.ask("POST", "/notify-test", timeout=60).get("ways", [])]
+        ways = [str(line) for line in daemon_client.ask("POST", "/notify-test", timeout=60).get("ways", [])]
     else:
         import asyncio
 
@@ -296,12 +298,12 @@ def notify(call: Invocation) -> int:
         async def test() -> list[str]:
             return await Notifier(log=log.append).test()
 
-        told = asyncio.run(test())
+        ways = asyncio.run(test())
     if call.options.json:
-        render.print_json({"ways": told, "log": log})
+        render.print_json({"ways": ways, "log": log})
     else:
-        print("\n".join([*map(render.printable, told), *map(render.printable, log)]))
-    return 0 if any(line.endswith(("shown", "it ran")) for line in told) else 1
+        print("\n".join([*map(render.printable, ways), *map(render.printable, log)]))
+    return 0 if any(line.endswith(("shown", "it ran")) for line in ways) else 1
 
 
 def open_terminal(call: Invocation) -> int:

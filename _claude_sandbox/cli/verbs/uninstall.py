@@ -63,7 +63,7 @@ def _shown(
     if disks:
         size = format_size(sum(each.size for each in disks))
         count = f"{len(disks)} golden disk" + ("" if len(disks) == 1 else "s")
-        lines.append(f"    ({count} in it, {size}; one on which another VM stands stays)")
+        lines.append(f"    ({count} in it, {size}; one that another VM needs stays)")
     return "\n".join([*lines, f"This stays: {stays} (your settings and login), and every project."])
 
 

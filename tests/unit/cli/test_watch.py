@@ -110,7 +110,7 @@ def did(what):
         return "did " + what
     return do
 try:
-    code = watch.Watch(some_rows, NoUsage(Path("/")), watch.Doings(did("attach"), did("stop"), did("answer"))).run()
+    code = watch.LiveView(some_rows, NoUsage(Path("/")), watch.KeyActions(did("attach"), did("stop"), did("answer"))).run()
 except KeyboardInterrupt:
     code = 130
 print("CODE", code, flush=True)
