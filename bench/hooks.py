@@ -196,6 +196,22 @@ def _batches(sender: Sender, events: int) -> None:
             raise SystemExit(f"{sender.path}: {status}")
 
 
+def at_rest() -> dict[str, object]:
+    """PSS of the daemon's processes, in MiB: what they share is counted once."""
+    import psutil
+
+    from _claude_sandbox.daemon import client as daemon_client
+    from _claude_sandbox.system import daemon
+
+    supervisor = psutil.Process(daemon.read_pid_file(daemon_client.daemon())["pid"])
+    found = {"supervisor": supervisor.memory_full_info().pss / (1 << 20)}
+    for child in supervisor.children():
+        words = child.cmdline()
+        if "--worker" in words:
+            found[words[words.index("--worker") + 1]] = child.memory_full_info().pss / (1 << 20)
+    return {"pss_mib": sum(found.values()), "processes": found}
+
+
 def measure(posts: int, events: int) -> dict[str, object]:
     import psutil
 
@@ -232,8 +248,10 @@ def measure(posts: int, events: int) -> dict[str, object]:
                 "ours": lambda: sum(worker.cpu_times()[:2]),
                 "plain": lambda: sum(psutil.Process(plain.pid).cpu_times()[:2]),
             }
+            time.sleep(3)  # both workers have done their first looks
             return {
                 "posts": posts,
+                "daemon_at_rest": at_rest(),
                 "load_before": os.getloadavg()[0],
                 "kept_connection": in_turns(senders[0], Sender(root / "plain.sock"), posts, cpu, kept=True),
                 "connection_each": in_turns(senders[1], Sender(root / "plain.sock"), posts, cpu, kept=False),

@@ -16,7 +16,6 @@ from _claude_sandbox.hooks.event import HOST_REPLIED
 from _claude_sandbox.system.unix_http import Limits, UnixServer, answer
 
 LIMITS = Limits(lifetime=60.0, connections=64)  # a test of notifications may wait for a desktop
-HOST_STOPPED = "HostStopped"
 
 
 class Controlled(Protocol):
@@ -29,8 +28,6 @@ class Controlled(Protocol):
     async def notify_test(self) -> list[str]: ...
 
     def replied(self, sandbox: str, session_id: str, seq: int) -> bool: ...
-
-    def vm_stopped(self, sandbox: str) -> None: ...
 
     def stop_soon(self) -> None: ...
 
@@ -83,13 +80,10 @@ class Control:
         return {"ways": await self._server.notify_test()}
 
     async def _inject(self, body: dict[str, Any]) -> dict[str, Any]:
-        """`{"name":"HostReplied","sandbox","session_id","answers":SEQ}` or `{"name":"HostStopped","sandbox"}`."""
+        """`{"name":"HostReplied","sandbox","session_id","answers":SEQ}`."""
         name, sandbox = body.get("name"), body.get("sandbox")
         if not isinstance(sandbox, str):
             raise ValueError("no sandbox")
-        if name == HOST_STOPPED:
-            self._server.vm_stopped(sandbox)
-            return {"ok": True}
         session, seq = body.get("session_id"), body.get("answers")
         if name == HOST_REPLIED and isinstance(session, str) and type(seq) is int:
             return {"ok": self._server.replied(sandbox, session, seq)}

@@ -42,7 +42,7 @@ def ssh_argv(ssh: Sequence[str], host: str, line: str, env: Mapping[str, str], t
 # -- command lines -------------------------------------------------------------------------------
 
 
-# Where the audio server puts `rec` and `arecord` (voice-hold.sh); the login shell has made PATH by then.
+# Where the daemon puts `rec` and `arecord` (voice-hold.sh); the login shell has made PATH by then.
 _WITH_VOICE = 'PATH="$HOME/.claude-sandbox/voice:$PATH"; export PATH; '
 
 

@@ -221,7 +221,7 @@ class MicrophoneSocket:
                 return await self._pass_on(request, running)
         except (CommandNotFound, PermissionError) as error:
             self._registry.log(f"{self.name}: {command.argv[0]}: {error}")
-            raise HttpError(503, "the capture program does not start; see the audio server's log") from error
+            raise HttpError(503, "the capture program does not start; see the hooks server's log") from error
         finally:
             self._turn.release()
 
@@ -233,7 +233,7 @@ class MicrophoneSocket:
         except TimeoutError:
             data = b""
         if not data:
-            raise HttpError(503, "the capture program gave no sound; see the audio server's log")
+            raise HttpError(503, "the capture program gave no sound; see the hooks server's log")
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         response.force_close()
         if request.version >= HttpVersion11:
