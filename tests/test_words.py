@@ -31,9 +31,7 @@ HASHED = [("guest", name) for name in ("files", "image", "initrd", "provision")]
 CEILING: dict[str, int] = {
     "disks": 18,
     "hooks": 3,
-    "lima": 2,
     "notify": 4,
-    "system": 5,
     "vm": 9,
 }
 
