@@ -77,7 +77,6 @@ def ensure(ctx: Context, config: Config, build_tools: BuildTools | None = None) 
         instance = _find_whole(ctx, config)
         if instance is None:
             return _create(ctx, config, build_tools)
-        _before_start(ctx, instance)
         return _bring_up(ctx, config, instance)
 
 
@@ -87,14 +86,7 @@ def ensure_existing(ctx: Context, config: Config) -> Ready:
         instance = _find_whole(ctx, config)
         if instance is None:
             raise not_found(config.project)
-        _before_start(ctx, instance)
         return _bring_up(ctx, config, instance)
-
-
-def _before_start(ctx: Context, instance: Instance) -> None:
-    """Where a VM runs, the host lacks nothing."""
-    if instance.status != RUNNING:
-        ctx.before_start()
 
 
 def create_only(ctx: Context, config: Config, build_tools: BuildTools | None = None) -> Sandbox:
@@ -111,12 +103,20 @@ def create_only(ctx: Context, config: Config, build_tools: BuildTools | None = N
 
 def _find_whole(ctx: Context, config: Config) -> Instance | None:
     """The project's VM, after removing one that was never finished or half deleted."""
-    instance = vm_lookup.find(ctx, config.project)
+    instance = _find(ctx, config.project)
     if instance is not None and cleanup.remove_unfinished(ctx, instance.name):
         return None
     if instance is None:
         return _after_move(ctx, config.project)
     return instance
+
+
+def _find(ctx: Context, project: Path) -> Instance | None:
+    """The project's VM. Unless it runs, what the host lacks is installed before limactl is asked."""
+    instance = vm_lookup.by_name(ctx, project)
+    if instance is None or instance.status != RUNNING:
+        ctx.before_start()
+    return instance or vm_lookup.by_mark(ctx, project)
 
 
 def _after_move(ctx: Context, project: Path) -> Instance | None:
@@ -148,7 +148,6 @@ def _after_move(ctx: Context, project: Path) -> Instance | None:
 def _create(ctx: Context, config: Config, build_tools: BuildTools | None) -> Ready:
     from _claude_sandbox.vm import create as vm_create
 
-    ctx.before_start()
     base = vm_create.base_of(ctx, config)
     if base is None and config.template is None and build_tools is not None:
         build_tools()
@@ -255,10 +254,10 @@ def stop(ctx: Context, project: Path, *, force: bool = False) -> Sandbox:
 def restart(ctx: Context, config: Config, *, force: bool = False) -> Sandbox:
     """Stop and start, applying changed settings. Raises SandboxNotFoundError."""
     with project_lock(ctx, config.project):
-        instance = existing(ctx, config.project)
+        found = _find(ctx, config.project)
+        instance = ctx.lima.get(found.name) if found else None
         if instance is None:
             raise not_found(config.project)
-        _before_start(ctx, instance)
         _check_before_stop(ctx, config, instance)
         if not force:
             _working_or_cancel(ctx, instance)

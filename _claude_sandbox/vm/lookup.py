@@ -34,7 +34,12 @@ def candidates(ctx: Context, project: Path) -> tuple[str, str]:
 
 def find(ctx: Context, project: Path) -> Instance | None:
     """The project's VM. Its status is from files when it was found by name, else Lima's own."""
-    return by_name(ctx, project) or next((i for i in list_ours(ctx) if project_of(i) == project), None)
+    return by_name(ctx, project) or by_mark(ctx, project)
+
+
+def by_mark(ctx: Context, project: Path) -> Instance | None:
+    """The project's VM under whatever name, as Lima lists it."""
+    return next((i for i in list_ours(ctx) if project_of(i) == project), None)
 
 
 def by_name(ctx: Context, project: Path) -> Instance | None:
