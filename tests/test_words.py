@@ -29,10 +29,8 @@ WORDS = re.compile("|".join(f"(?:{pattern})" for pattern in REFUSED), re.IGNOREC
 HASHED = [("guest", name) for name in ("files", "image", "initrd", "provision")]
 # What is left to rewrite, by folder; a folder that is not here has none.
 CEILING: dict[str, int] = {
-    "disks": 18,
     "hooks": 3,
     "notify": 4,
-    "vm": 9,
 }
 
 

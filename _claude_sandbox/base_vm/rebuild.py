@@ -220,7 +220,7 @@ def _remove_with_disks(build: _Build) -> None:
 
 def _free_disks(ctx: Context, names: Sequence[str]) -> None:
     try:
-        disks_store.remove_unused(ctx.lima.home, only=names, tell=ctx.progress.note)
+        disks_store.remove_unused(ctx.lima.home, only=names, note=ctx.progress.note)
     except (DiskError, OSError) as error:
         ctx.progress.warn(f"The old disk was not freed: {error}")
 

@@ -64,10 +64,10 @@ class _FileState:
 
 
 def move_disk_to_store(ctx: Context, base: Instance) -> Path | None:
-    """Freeze the disk of a stopped base VM of ours; the new golden file, or None when there is no need.
+    """Freeze the disk of a stopped base VM that we made; the new golden file, or None when there is no need.
 
     The base's lock is held. A base that cannot be frozen (no space, another kind of disk) is cloned fully:
-    that is told as a warning.
+    a warning says so.
     """
     if ctx.macos or not is_worth_moving(base.dir / DISK):
         return None
@@ -237,7 +237,7 @@ def _check_space(directory: Path, files: Iterable[Path]) -> None:
 def share_boot_files(base: Path, clone: Path) -> None:
     """Hard links instead of the clone's own kernel and initrd (14 to 45 MB), where the file system can.
 
-    Lima writes them once, when there is no disk yet, and leaves a file that is there alone
+    Lima writes them once, when there is no disk yet, and does not touch a file that is there
     (pkg/instance/start.go, pkg/downloader); QEMU only reads them; they are made read-only. `limactl clone`
     copies the content, and a removal takes one name away: no VM can change another's.
     """
@@ -258,7 +258,7 @@ def share_boot_files(base: Path, clone: Path) -> None:
 
 
 def is_linked(directory: Path) -> bool:
-    """Whether a VM's disk stands on another file."""
+    """Whether a VM's disk is an overlay on another file."""
     try:
         header = qcow2.read(directory / DISK)
     except (OSError, DiskError):

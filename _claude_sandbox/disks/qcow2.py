@@ -47,12 +47,12 @@ class Header:
 
 
 def read(path: Path) -> Header | None:
-    """The header of `path`; None when it is a regular file that is no qcow2. Raises DiskError, OSError."""
+    """The header of `path`; None when it is a regular file that is not a qcow2. Raises DiskError, OSError."""
     # O_NONBLOCK: a fifo in the disk's place must not hang us.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise DiskError(f"{path} is no regular file.")
+            raise DiskError(f"{path} is not a regular file.")
         head = os.pread(fd, 4096, 0)
         if head[:4] != MAGIC:
             return None
@@ -67,7 +67,7 @@ def _parse(path: Path, fd: int, head: bytes) -> Header:
     fields = _HEAD.unpack_from(head)
     _, version, at, length, cluster_bits, size, encrypted, _, _, _, _, snapshots, _ = fields
     if version not in (2, 3) or cluster_bits not in _CLUSTER_BITS:
-        raise DiskError(f"{path} is no qcow2 disk that we know (version {version}).")
+        raise DiskError(f"{path} is not a qcow2 disk that we know (version {version}).")
     cluster, incompatible, header_length = 1 << cluster_bits, 0, _HEAD.size
     if version == 3:
         if len(head) < _VERSION_3_LENGTH:
@@ -77,7 +77,7 @@ def _parse(path: Path, fd: int, head: bytes) -> Header:
     plain = not (encrypted or snapshots or incompatible & _UNSOUND)
     if at == 0:
         return Header(version, size, plain=plain)
-    # The name stands in the first cluster, behind the header and its extensions.
+    # The name is in the first cluster, behind the header and its extensions.
     if not (0 < length <= NAME_MAX and header_length <= at and at + length <= cluster):
         raise DiskError(f"{path} has a backing file's name where none can be.")
     name = os.pread(fd, length, at)
@@ -125,4 +125,4 @@ def chain(path: Path) -> list[Path]:
         if below is None:
             return files
         files.append(below)
-    raise DiskError(f"{path} stands on more than {DEEPEST} files, one on the other.")
+    raise DiskError(f"{path} is backed by more than {DEEPEST} files.")

@@ -3,12 +3,12 @@
 A golden file is the frozen disk of a base VM (disks/linked_clone.py), read-only, named by its content: the first
 half of the SHA-256 of the whole file. The whole, because overlays hold its path for years: under one name
 there must never be two contents, and a file that came back from a backup can be proved to be the right
-one. A layer's header names the file below it, so its name covers everything that it stands on.
+one. A layer's header names the file below it, so its name covers everything below it.
 
-Beside each NAME.qcow2 stands NAME.json: size and time (a look at them tells before each start that the
+Beside each NAME.qcow2 is NAME.json: size and time (before each start they show that the
 file is the one that was frozen), the golden files below it, and every LIMA_HOME that ever used it, with its
 id (disks/lima_homes.py). That list only grows, but by `forget_home`: a golden file is free when each of these was
-looked at and no disk there stands on it, which is read from the disks themselves (disks/users.py). There is
+looked at and no disk there is an overlay on it, which is read from the disks themselves (disks/users.py). There is
 no counter that a crash could leave wrong.
 
 One lock guards the store: exclusive for whatever adds or frees a file, shared while a disk that stands
@@ -47,7 +47,7 @@ ASIDE = "disk.claude-sandbox.tmp"
 
 @dataclass(frozen=True)
 class GoldenFile:
-    """One golden file: bytes on the disk, the VMs whose disks stand on it, LIMA_HOMEs that used it and cannot
+    """One golden file: bytes on the disk, the VMs whose disks are overlays on it, LIMA_HOMEs that used it and cannot
     be asked now, and why each of them cannot ("is not there")."""
 
     path: Path
@@ -57,19 +57,19 @@ class GoldenFile:
     why: tuple[str, ...] = ()
 
 
-Tell = Callable[[str], None]
+Note = Callable[[str], None]
 """Says a sentence to the user: that, and for whom, we wait."""
 
 
 def nobody(_text: str) -> None:
-    """A Tell that drops what it gets."""
+    """A Note that drops what it gets."""
 
 
 @contextlib.contextmanager
-def store_lock(tell: Tell, *, shared: bool = False) -> Iterator[None]:
+def store_lock(note: Note, *, shared: bool = False) -> Iterator[None]:
     path = paths.state_dir() / "locks" / "golden.lock"
     with lock(
-        path, shared=shared, on_wait=lambda who: tell(f"The golden disks are in use: waiting for {who} …")
+        path, shared=shared, on_wait=lambda who: note(f"The golden disks are in use: waiting for {who} …")
     ):
         yield
 
@@ -87,7 +87,7 @@ def path_of(content: str) -> Path:
     return paths.golden_dir() / (content[:32] + SUFFIX)
 
 
-# -- what stands beside a golden file ------------------------------------------------------------
+# -- the record beside a golden file --------------------------------------------------------------
 
 
 def write_record(path: Path, lima_home: Path, seen: os.stat_result, chain_of: Path | None = None) -> None:
@@ -116,8 +116,8 @@ def _write(path: Path, changed: dict[str, object], homes: dict[Path, str | None]
 # -- before a start ------------------------------------------------------------------------------
 
 
-def check_backing_files(lima_home: Path, directory: Path, tell: Tell = nobody) -> None:
-    """Everything that this VM's disk stands on is there, and as it was frozen.
+def check_backing_files(lima_home: Path, directory: Path, note: Note = nobody) -> None:
+    """Every file below this VM's disk is there, and as it was frozen.
 
     Raises StartError that names the file and the VMs that need it.
     """
@@ -130,7 +130,7 @@ def check_backing_files(lima_home: Path, directory: Path, tell: Tell = nobody) -
         if problem is not None:
             raise _lost(lima_home, file, problem)
         if in_store(file) and not _known(file, lima_home):
-            with store_lock(tell):
+            with store_lock(note):
                 file.chmod(MODE)
                 _complete(file, lima_home)
 
@@ -175,11 +175,11 @@ def problem_of(file: Path) -> str | None:
     if not in_store(file):
         return None  # not ours: whoever made this chain looks after it
     if not stat.S_ISREG(seen.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     known = record(file)
     if known.get("size") not in (None, seen.st_size):
         return f"has {seen.st_size} bytes instead of {known['size']}: it was cut off or replaced"
-    # Restored from a backup, or written to: only its content tells.
+    # Restored from a backup, or written to: only its content shows.
     if known.get("mtime_ns") != seen.st_mtime_ns and path_of(digest(file)).name != file.name:
         return "was changed"
     return None
@@ -189,7 +189,7 @@ def _lost(lima_home: Path, file: Path, problem: str) -> StartError:
     names = scan_backing_chains(homes_of([file], lima_home), lima_home).users.get(file.name, set())
     return StartError(
         f"A golden disk {problem}: {file}",
-        details=f"These VMs stand on it: {', '.join(sorted(names)) or 'none'}.",
+        details=f"These VMs need it: {', '.join(sorted(names)) or 'none'}.",
         resolution="Put the file back as it was (from a backup). Without it their disks are lost: "
         "`claude-sandbox rebuild-tools-vm` builds the tools VM again, `claude-sandbox delete` removes a "
         "sandbox, and the next `claude-sandbox` makes a new one.",
@@ -235,7 +235,7 @@ def _scan(files: Iterable[Path], lima_home: Path) -> DiskUsage:
         if not isinstance(record(file).get("lima_homes"), list):
             usage.unreadable.append(
                 f"{file.with_suffix('.json')} does not say which LIMA_HOMEs used {file.name}. The start of a VM "
-                f"that stands on it writes that again; if there is none in any LIMA_HOME, remove {file}."
+                f"that needs it writes that again; if there is none in any LIMA_HOME, remove {file}."
             )
     return usage
 
@@ -264,12 +264,12 @@ def list_unused(lima_home: Path) -> list[GoldenFile]:
 
 
 def remove_unused(
-    lima_home: Path, *, only: Iterable[str] | None = None, tell: Tell = nobody
+    lima_home: Path, *, only: Iterable[str] | None = None, note: Note = nobody
 ) -> list[GoldenFile]:
     """Remove the unused ones (of the names in `only`), looked for again under the lock; returns them."""
     if not paths.golden_dir().is_dir():
         return []
-    with store_lock(tell):
+    with store_lock(note):
         remove_leftovers(lima_home)
         freed = [g for g in list_unused(lima_home) if only is None or g.path.name in only]
         for golden in freed:
@@ -278,14 +278,14 @@ def remove_unused(
     return freed
 
 
-def forget_home(home: Path, tell: Tell = nobody) -> None:
+def forget_home(home: Path, note: Note = nobody) -> None:
     """The user says that a LIMA_HOME is gone for good, with its VMs: no golden file is kept for it.
 
     If another directory is at that path by now, it is looked at like any other from then on. Raises UsageError
     when no golden file waits for it.
     """
     home = Path(os.path.realpath(home))
-    with store_lock(tell):
+    with store_lock(note):
         waiting = [file for file in _records() if _waits_for(home, file, scan_backing_chains([home], home))]
         if not waiting:
             raise UsageError(f"No golden disk is kept for {home}.", resolution="See `claude-sandbox doctor`.")
@@ -308,7 +308,7 @@ def remove_leftovers(lima_home: Path) -> None:
     """Remove what a killed run left half-done. The store's lock is held, exclusively.
 
     A golden file that still is some VM's own disk was about to be frozen: only its name in the store
-    goes, the disk stays where it is, and nothing can stand on it yet. All this waits while there is something
+    goes, the disk stays where it is, and nothing can be an overlay on it yet. All this waits while there is something
     that cannot be looked at.
     """
     for aside in lima_home.glob(f"*/{ASIDE}"):

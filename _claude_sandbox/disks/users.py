@@ -147,13 +147,13 @@ def _scan_file(file: Path, usage: DiskUsage) -> set[str]:
 
 
 def below(file: Path) -> set[str]:
-    """Names of the golden files that a disk stands on. Raises DiskError when they cannot be known, OSError."""
+    """Names of the golden files below a disk. Raises DiskError when they cannot be known, OSError."""
     chain = qcow2.chain(file)[1:]
     names = {part.name for part in chain if in_store(part)}
     # What was below a missing file is known from its record: both are needed to repair it.
     names |= {name for part in chain if in_store(part) for name in texts(record(part).get("below"))}
     if chain and not _is_whole(chain[-1]) and not (in_store(chain[-1]) and record(chain[-1])):
-        raise DiskError(f"{file} stands on {chain[-1]}, which is missing or cannot be read.")
+        raise DiskError(f"{file} is backed by {chain[-1]}, which is missing or cannot be read.")
     return names
 
 

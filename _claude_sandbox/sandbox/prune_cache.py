@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _claude_sandbox.disks import store as disks_store
-from _claude_sandbox.disks.store import Tell, nobody
+from _claude_sandbox.disks.store import Note, nobody
 from _claude_sandbox.system import paths
 from _claude_sandbox.vm.locks import no_build
 
@@ -33,9 +33,9 @@ def freeable(lima_home: Path) -> list[Cached]:
         return disks + (_build_caches() if idle else [])
 
 
-def free(lima_home: Path, *, tell: Tell = nobody) -> list[Cached]:
+def free(lima_home: Path, *, note: Note = nobody) -> list[Cached]:
     """Remove what nothing uses, each checked again under its lock; returns what was removed."""
-    disks = disks_store.remove_unused(lima_home, tell=tell)
+    disks = disks_store.remove_unused(lima_home, note=note)
     removed = [Cached(disk.path, disk.size, "disk that no VM used") for disk in disks]
     with no_build() as idle:
         for each in _build_caches() if idle else []:

@@ -59,7 +59,7 @@ def base_of(ctx: Context, config: Config) -> Instance | None:
     if instance is not None and instance.status not in (RUNNING, STOPPED):
         raise CreateError(
             f"Base VM {name} is {instance.status}.",
-            resolution=f"Mend it (`limactl stop -f {name}`), or build it anew: `claude-sandbox rebuild-tools-vm`",
+            resolution=f"Fix it (`limactl stop -f {name}`), or build it again: `claude-sandbox rebuild-tools-vm`",
         )
     return instance
 
@@ -131,7 +131,7 @@ def _could_not_remove(ctx: Context, name: str) -> str:
 
 
 def _as_create_error(error: BaseException, name: str, left: str) -> BaseException:
-    """A failure of a step, told as ours; what the user asked for wrongly stays what it is."""
+    """A failure of a step as a CreateError; what the user asked for wrongly stays what it is."""
     asked_wrongly = UsageError | RefusedError | SandboxExistsError
     if isinstance(error, ClaudeSandboxError) and not isinstance(error, CreateError | asked_wrongly):
         return CreateError(
@@ -201,7 +201,7 @@ def _cleaned(ctx: Context, source: lima_yaml.Document, base: Instance) -> lima_y
     vm_shares.check_base(source)
     if kind_of(base) == vm_mark.TOOLS:
         return {k: v for k, v in source.items() if k not in ("provision", "probes")}
-    if mark_of(base) is not None:  # a sandbox of ours as base: its size is its own, its shares are not
+    if mark_of(base) is not None:  # our sandbox as base: its size is its own, its shares are not
         return {k: v for k, v in source.items() if k not in ("cpus", "memory")}
     return source
 

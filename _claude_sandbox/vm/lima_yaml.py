@@ -98,7 +98,7 @@ def _mount_type(document: Mapping[str, Any], macos: bool) -> str:
 
 
 def literal(path: Path) -> str:
-    """A path for a field that Lima reads as a Go template: `{{` must stand for itself."""
+    """A path for a field that Lima reads as a Go template: `{{` must stay as it is."""
     return str(path).replace("{{", '{{"{{"}}')
 
 

@@ -19,17 +19,17 @@ from _claude_sandbox.system.files import lock
 # Beginnings of the names that are, or were, another lock's.
 _KINDS = ("base-", "build-", "builds.", "credential.", "golden.", "names.", "project-")
 
-Tell = Callable[[str], None]
+Note = Callable[[str], None]
 """Says a sentence to the user: that, and for whom, we wait."""
 
 
 @contextlib.contextmanager
-def names_lock(tell: Tell | None = None) -> Iterator[None]:
+def names_lock(note: Note | None = None) -> Iterator[None]:
     """Held while a name is chosen and its journal begun, a matter of milliseconds."""
 
     def on_wait(who: str) -> None:
-        if tell is not None:
-            tell(f"Waiting for {who}, which chooses a name …")
+        if note is not None:
+            note(f"Waiting for {who}, which chooses a name …")
 
     with lock(_locks() / "names.lock", timeout=30, on_wait=on_wait):
         yield
@@ -54,21 +54,21 @@ def _locks() -> Path:
 
 
 @contextlib.contextmanager
-def base_lock(name: str, tell: Tell) -> Iterator[None]:
+def base_lock(name: str, note: Note) -> Iterator[None]:
     """Held while a base VM is copied, or exchanged for its successor."""
-    with _named_lock(base_lock_path(name), f"{name}.lock", f"{name} is in use", tell):
+    with _named_lock(base_lock_path(name), f"{name}.lock", f"{name} is in use", note):
         yield
 
 
 @contextlib.contextmanager
-def build_lock(name: str, tell: Tell) -> Iterator[None]:
+def build_lock(name: str, note: Note) -> Iterator[None]:
     """Held while a tools VM is built, with a share of `no_build`'s."""
     with (
-        _named_lock(build_lock_path(name), f"{name}.build.lock", f"{name} is being built", tell),
+        _named_lock(build_lock_path(name), f"{name}.build.lock", f"{name} is being built", note),
         lock(
             _locks() / "builds.lock",
             shared=True,
-            on_wait=lambda who: tell(f"Waiting for {who}, which removes what builds have left."),
+            on_wait=lambda who: note(f"Waiting for {who}, which removes what builds have left."),
         ),
     ):
         yield
@@ -90,14 +90,14 @@ def no_build() -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _named_lock(path: Path, older: str, state: str, tell: Tell) -> Iterator[None]:
+def _named_lock(path: Path, older: str, state: str, note: Note) -> Iterator[None]:
     """The lock and the one of its former name, for a claude-sandbox that was begun before an update and still
     runs: 0.1.0 before its release had NAME.lock and NAME.build.lock, where a base called `golden` met
     golden.lock. Such a name has no older lock here.
     """
 
     def on_wait(who: str) -> None:
-        tell(f"{state}: waiting for {who} …")
+        note(f"{state}: waiting for {who} …")
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock(path, on_wait=on_wait))

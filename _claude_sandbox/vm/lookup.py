@@ -59,17 +59,17 @@ def _explain_other_version(instance: Instance) -> None:
     if schema is not None and schema not in vm_mark.READABLE:
         raise SandboxExistsError(
             f"{instance.name} was made by another version of claude-sandbox (mark {schema}, ours is {vm_mark.SCHEMA}).",
-            resolution="Use that version for it, or delete it with `limactl delete` and create it anew.",
+            resolution="Use that version for it, or delete it with `limactl delete` and create it again.",
         )
 
 
 def list_ours(ctx: Context) -> list[Instance]:
-    """Every sandbox of ours, as Lima lists them."""
+    """Every sandbox, as Lima lists them."""
     return [i for i in ctx.lima.list() if kind_of(i) == vm_mark.SANDBOX]
 
 
 def list_from_files(ctx: Context) -> list[Instance]:
-    """Every sandbox of ours from its files, for tables; Lima is asked where they leave a doubt.
+    """Every sandbox from its files, for tables; Lima is asked where they leave a doubt.
 
     That saves limactl's own time, which grows with every VM. Nothing that changes a VM relies on it.
     """
@@ -127,6 +127,6 @@ def free_name(ctx: Context, project: Path, freed: Collection[str] = ()) -> str:
             return name
     raise SandboxExistsError(
         f"Both names for this project's VM are taken: {names[0]} and {names[1]}.",
-        details=f"{ctx.lima.home / names[1]} is not a sandbox of ours.",
+        details=f"{ctx.lima.home / names[1]} is not one of our sandboxes.",
         resolution="Look with `limactl list`; delete or rename the one that you do not need.",
     )

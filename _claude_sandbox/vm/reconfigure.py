@@ -1,4 +1,4 @@
-"""Changed flags on an existing VM: applied when it is stopped, told when it runs (spec 4.6)."""
+"""Changed flags on an existing VM: applied when it is stopped, reported when it runs (spec 4.6)."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ def _check_own_way(path: Path, looked: Looked, writable: Mapping[Path, str]) -> 
 
 
 def guest_writable(ctx: Context) -> dict[Path, str]:
-    """Every directory that a guest of ours can write, resolved, with the name of its sandbox.
+    """Every directory that one of our guests can write, resolved, with the name of its sandbox.
 
-    Of all VMs that carry a mark of ours, copies by hand included, from their files.
+    Of all VMs that carry our mark, copies by hand included, from their files.
     """
     found: dict[Path, str] = {}
     for file in sorted(ctx.lima.home.glob("*/lima.yaml")):

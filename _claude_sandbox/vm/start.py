@@ -220,7 +220,7 @@ def _force_stop(ctx: Context, name: str) -> list[str]:
 def wait_ready(
     ctx: Context, instance: Instance, own_document: Mapping[str, Any], timeout: float = 300
 ) -> None:
-    """Wait for a VM that somebody else started (or a killed run of ours). Raises StartError."""
+    """Wait for a VM that somebody else started (or our run that was killed). Raises StartError."""
     if not readiness.was_ready(instance):
         ctx.effects.do(
             f"wait until {instance.name} is ready",

@@ -81,46 +81,48 @@ class GuestImage:
         return document
 
 
-def build(runner: Runner, plan: Recipe, progress: Progress, logfile: Path) -> GuestImage:
+def build(runner: Runner, recipe: Recipe, progress: Progress, logfile: Path) -> GuestImage:
     """The image of a recipe, from the cache or made now. Raises CreateError, HostSetupError."""
     cache = paths.cache_dir() / "images"
     cache.mkdir(parents=True, exist_ok=True)
-    directory = cache / plan.key
+    directory = cache / recipe.key
 
     def waiting(who: str) -> None:
         progress.note(f"This image is being built already: waiting for {who} …")
 
-    with lock(cache / f"{plan.key}.lock", on_wait=waiting):
+    with lock(cache / f"{recipe.key}.lock", on_wait=waiting):
         if not (directory / "disk.qcow2").exists():
             with progress.stage("Building the guest image from packages") as say:
-                _build(runner, plan, directory, say, logfile)
-            _expire(cache, keep=plan.key)
-    return GuestImage(directory, plan.arch)
+                _build(runner, recipe, directory, say, logfile)
+            _expire(cache, keep=recipe.key)
+    return GuestImage(directory, recipe.arch)
 
 
-def _build(runner: Runner, plan: Recipe, directory: Path, say: Callable[[str], None], logfile: Path) -> None:
+def _build(
+    runner: Runner, recipe: Recipe, directory: Path, say: Callable[[str], None], logfile: Path
+) -> None:
     # Root inside a user namespace is nobody to our 0700 directories: it works in /var/tmp.
-    work = WORK / f"claude-sandbox-image-{os.getuid()}-{plan.key}"
+    work = WORK / f"claude-sandbox-image-{os.getuid()}-{recipe.key}"
     _remove(runner, work)
-    check_space(work.parent, (5 if plan.small else 16) * GIB)
-    check_space(directory.parent, (3 if plan.small else 8) * GIB)
+    check_space(work.parent, (5 if recipe.small else 16) * GIB)
+    check_space(directory.parent, (3 if recipe.small else 8) * GIB)
     staging = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
     try:
         work.mkdir(mode=0o755)
         say("fetching Claude Code and Node")
         overlay, early = work / "overlay.tar", work / "early.tar"
-        packages_overlay.write_overlay(runner, plan, overlay, logfile)
-        packages_overlay.write_early(plan, early)
-        (work / "sources.list").write_text("\n".join(plan.sources) + "\n")
+        packages_overlay.write_overlay(runner, recipe, overlay, logfile)
+        packages_overlay.write_early(recipe, early)
+        (work / "sources.list").write_text("\n".join(recipe.sources) + "\n")
         result = runner.stream(
-            mmdebstrap(runner, plan, work),
+            mmdebstrap(runner, recipe, work),
             timeout=7200,
             on_line=lambda line: _tell(line, say),
             logfile=logfile,
         )
         if not result.ok:
             raise _failed("mmdebstrap", result, logfile)
-        _pack(runner, plan, work, staging, say, logfile)
+        _pack(runner, recipe, work, staging, say, logfile)
         os.replace(staging, directory)
     except OSError as error:
         raise CreateError(
@@ -131,29 +133,29 @@ def _build(runner: Runner, plan: Recipe, directory: Path, say: Callable[[str], N
         _remove(runner, work)
 
 
-def mmdebstrap(runner: Runner, plan: Recipe, work: Path) -> Command:
+def mmdebstrap(runner: Runner, recipe: Recipe, work: Path) -> Command:
     """Mode `unshare` for root too: the build's mounts then end with it, however it ends."""
     env = apt_sources.registry_environment(runner) | {
-        variable: plan.pins.get(pin, "") for pin, variable in _PINS.items()
+        variable: recipe.pins.get(pin, "") for pin, variable in _PINS.items()
     }
-    env["CLAUDE_SANDBOX_TOOLS"] = " ".join(sorted(plan.names))
+    env["CLAUDE_SANDBOX_TOOLS"] = " ".join(sorted(recipe.names))
     env["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     env["TMPDIR"] = None
     return Command(
         (
-            "mmdebstrap", "--mode=unshare", "--variant=minbase", f"--architectures={plan.arch.dpkg}",
-            *(f"--aptopt={option}" for option in plan.apt_options),
+            "mmdebstrap", "--mode=unshare", "--variant=minbase", f"--architectures={recipe.arch.dpkg}",
+            *(f"--aptopt={option}" for option in recipe.apt_options),
             "--aptopt=Acquire::Languages \"none\"",
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={path}" for path in _EXCLUDED),
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-            f"--include={','.join(plan.packages)}",
+            f"--include={','.join(recipe.packages)}",
             # Before the kernel's package makes the initrd.
             f"--essential-hook=tar-in {work}/early.tar /",
             f"--customize-hook=tar-in {work}/overlay.tar /",
             # Quoted by us, once, and constant: what varies comes in the environment.
             f'--customize-hook=chroot "$1" env HOME=/root sh /{SETUP} "$CLAUDE_SANDBOX_TOOLS"',
-            plan.distribution.codename, f"{work}/root", f"{work}/sources.list",
+            recipe.distribution.codename, f"{work}/root", f"{work}/sources.list",
         ),
         env,
         cwd=work,
@@ -169,13 +171,13 @@ def _tell(line: str, say: Callable[[str], None]) -> None:
 
 
 def _pack(
-    runner: Runner, plan: Recipe, work: Path, staging: Path, say: Callable[[str], None], logfile: Path
+    runner: Runner, recipe: Recipe, work: Path, staging: Path, say: Callable[[str], None], logfile: Path
 ) -> None:
     """The root directory as a qcow2 image beside its kernel and initrd."""
     say("making the file system")
     raw, root = work / "disk.raw", work / "root"
     raw.touch()
-    os.truncate(raw, plan.size)
+    os.truncate(raw, recipe.size)
     raw.chmod(0o666)  # the namespace's root is somebody else; the directory is ours
     # Not lazy: the guest's kernel would write the inode tables later, into every clone.
     options = ("-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", str(root))

@@ -15,7 +15,7 @@ from _claude_sandbox.system import npm
 from _claude_sandbox.system.run import Runner
 
 
-def write_early(plan: Recipe, target: Path) -> None:
+def write_early(recipe: Recipe, target: Path) -> None:
     """What must be there before packages are installed: how the kernel's package makes its initrd; a place for links.
 
     The JDK's alternatives need the manuals' directory, which excluding the manuals would leave out.
@@ -24,34 +24,34 @@ def write_early(plan: Recipe, target: Path) -> None:
         manuals = tarfile.TarInfo("usr/share/man/man1")
         manuals.type, manuals.mode, manuals.mtime = tarfile.DIRTYPE, 0o755, int(time.time())
         tar.addfile(manuals)
-        for name, data in plan.files.items():
+        for name, data in recipe.files.items():
             if name.startswith("etc/initramfs-tools/"):
                 add_file(tar, name, data)
 
 
-def write_overlay(runner: Runner, plan: Recipe, target: Path, logfile: Path) -> None:
+def write_overlay(runner: Runner, recipe: Recipe, target: Path, logfile: Path) -> None:
     """Our files, the host's extra CAs, and what comes from npm as a whole."""
     with tarfile.open(target, "w") as tar:
-        for name, data in plan.files.items():
+        for name, data in recipe.files.items():
             if not name.startswith("etc/initramfs-tools/"):
                 add_file(tar, name, data)
-        lines = [apt_sources.without_credentials(line) for line in plan.sources]
+        lines = [apt_sources.without_credentials(line) for line in recipe.sources]
         add_file(tar, "etc/apt/sources.list", ("\n".join(lines) + "\n").encode())
-        for number, pem in enumerate(plan.cas):
+        for number, pem in enumerate(recipe.cas):
             add_file(tar, f"usr/local/share/ca-certificates/host-{number}.crt", pem.encode() + b"\n")
-        if "claude" in plan.names:
+        if "claude" in recipe.names:
             package = npm.fetch(
                 runner,
-                f"@anthropic-ai/claude-code-linux-{plan.arch.npm}",
-                plan.pins["claude"],
+                f"@anthropic-ai/claude-code-linux-{recipe.arch.npm}",
+                recipe.pins["claude"],
                 logfile=logfile,
             )
             copy_members(package, tar, {"package/claude": "usr/local/bin/claude"})
-        if "node" in plan.names:
-            package = npm.fetch(runner, f"node-linux-{plan.arch.npm}", plan.pins["node"], logfile=logfile)
+        if "node" in recipe.names:
+            package = npm.fetch(runner, f"node-linux-{recipe.arch.npm}", recipe.pins["node"], logfile=logfile)
             copy_members(package, tar, {"package/bin/node": "usr/local/bin/node"})
-        if "npm" in plan.names:
-            package = npm.fetch(runner, "npm", plan.pins["npm"], logfile=logfile)
+        if "npm" in recipe.names:
+            package = npm.fetch(runner, "npm", recipe.pins["npm"], logfile=logfile)
             copy_members(package, tar, {"package/": "usr/local/lib/node_modules/npm/"})
 
 

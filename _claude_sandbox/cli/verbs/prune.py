@@ -64,7 +64,7 @@ def _prune_cache(call: Invocation) -> int:
     if doomed:
         them = "it" if len(doomed) == 1 else "them"
         call.confirm_loss(f"Free {them}? It is rebuilt or downloaded again when needed.")
-    done = prune_cache.free(home, tell=call.progress.note)
+    done = prune_cache.free(home, note=call.progress.note)
     return call.show(done, f"Freed {format_size(sum(each.size for each in done))}." if done else nothing)
 
 

@@ -79,10 +79,10 @@ def test_no_disk_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(bytes(512))
     (tmp_path / "empty").touch()
     assert qcow2.read(tmp_path / "raw") is None and qcow2.read(tmp_path / "empty") is None
-    with pytest.raises(DiskError, match="no regular file"):
+    with pytest.raises(DiskError, match="not a regular file"):
         qcow2.read(tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(DiskError, match="no regular file"):
+    with pytest.raises(DiskError, match="not a regular file"):
         qcow2.read(tmp_path / "fifo")
 
 

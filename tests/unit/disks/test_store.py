@@ -385,7 +385,7 @@ def change(file: Path) -> None:
         (lambda f: f.unlink(), "is missing"),
         (cut, "instead of"),
         (change, "was changed"),
-        (lambda f: (f.unlink(), f.mkdir()), "no regular file"),
+        (lambda f: (f.unlink(), f.mkdir()), "not a regular file"),
     ],
     ids=["missing", "cut", "changed", "directory"],
 )
