@@ -1,6 +1,6 @@
 """The feed of the hooks server, read by programs and by `events`: a plain iterator, no asyncio.
 
-What the log holds comes first, then what happens; a server that is started anew in between costs
+What the log holds comes first, then what happens; a restart of the server in between loses
 nothing, because each event has its number.
 """
 

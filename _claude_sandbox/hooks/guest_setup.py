@@ -1,4 +1,4 @@
-"""What makes Claude Code in a guest tell of itself: hook.sh and Claude's managed settings, with hooks only.
+"""What makes Claude Code in a guest report what it does: hook.sh and Claude's managed settings, with hooks only.
 
 They lie below root's directories in the guest, so the user's own settings.json stays as it is, their hooks
 run besides ours, and ours survive their `disableAllHooks` (facts/checked.md). A convenience, no boundary:

@@ -76,7 +76,7 @@ class ServedSandboxes:
             self.watch()
 
     def watch(self) -> None:
-        """Look at the VMs: cheap, every second. The sessions of one that stopped, or was started anew, end."""
+        """Look at the VMs: cheap, every second. The sessions of one that stopped, or was restarted, end."""
         for sandbox in self._served.values():
             where = sandbox.registration.dir
             now = readiness.boot_id(sandbox.registration.endpoint.instance) if limactl.alive(where) else None

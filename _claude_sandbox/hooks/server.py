@@ -170,7 +170,7 @@ class HooksServer:
         return Taken(f"{spool}:{numbers[spool]}" if spool else "", dropped)
 
     def _record(self, events: list[Event]) -> None:
-        """Log, then count, then tell."""
+        """Log, then count, then publish."""
         records = [of_event(event) for event in events]
         self.events.append(records)
         for event, record in zip(events, records, strict=True):

@@ -1,6 +1,6 @@
 """The hooks server's notifier: transitions in, notifications out, what the user does with them carried out.
 
-`enqueue` returns at once; one task does the work in order. What is told, and when, decides notify.policy.Policy;
+`enqueue` returns at once; one task does the work in order. notify.policy.Policy decides what is notified, and when;
 by which channel, this module: the desktop (or macOS), else attached terminals, which also get it when the user
 came by ssh; and the user's command, always.
 """
@@ -74,9 +74,9 @@ class UserSettings:
 class Notifier:
     """Shows what needs the user. Made and used in the server's event loop.
 
-    `settings` is asked anew each time; `channels` are tried in order, `secondary` all of them; `looked_at` says whether
+    `settings` is called each time; `channels` are tried in order, `secondary` all of them; `looked_at` says whether
     the user sees a session anyway (it may block: it runs in a thread); `projects` are those that exist;
-    `answered` is told of an answer that was typed from a notification.
+    `answered` is called with an answer that was typed from a notification.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Notifier:
                 continue
             try:
                 await self._carry_out(await self._decide(transition))
-            except Exception as error:  # noqa: BLE001 - the next transition must still be told
+            except Exception as error:  # noqa: BLE001 - the next transition must still be notified
                 self._log(f"notification of {transition.after.sandbox}: {type(error).__name__}: {error}")
             finally:
                 self._queue.task_done()
