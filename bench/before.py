@@ -1,4 +1,4 @@
-"""Times quick commands of this checkout against another checkout of ours, in one run, and prints the ratio.
+"""Times quick commands of this checkout against another of our checkouts, in one run, and prints the ratio.
 
     python bench/before.py CHECKOUT [--runs N]
 

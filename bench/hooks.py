@@ -83,7 +83,7 @@ class Sender:
         return int(answer.split()[1])
 
     def post_kept(self, body: bytes) -> int:
-        """The same on a connection that is kept, and made anew when the server has ended it."""
+        """The same on a connection that is kept, and made again when the server has ended it."""
         head = f"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         for _ in range(2):
             if self._kept is None:

@@ -6,7 +6,7 @@
         -o docs/claude.svg
 
 The first runs commands one after the other (docs/terminal.svg). The second attaches Claude with the bare
-command, types a request into it and takes the screen when `--until` stands there (again): docs/claude.svg.
+command, types a request into it and records the screen when the text of `--until` is there (again): docs/claude.svg.
 Its answers were made by the tests' stub of the API: start `tests/integration/stub_api.py --script FILE`
 and set ANTHROPIC_BASE_URL to it and ANTHROPIC_AUTH_TOKEN to any word.
 
@@ -96,7 +96,7 @@ class Terminal:
 
 
 def run(program: str, command: str, directory: Path, width: int) -> list[str]:
-    """What stands on the terminal after `program command`, line by line, with its colour codes."""
+    """The terminal's contents after `program command`, line by line, with its colour codes."""
     with Terminal(f"{program} {command}", directory, width, LINES) as terminal:
         terminal.end()
         return terminal.screen("-e")

@@ -1,4 +1,4 @@
-"""The folders of design.md: which room may import from which, and what every room keeps to."""
+"""The folders of ARCHITECTURE.md: which may import from which, and the limits that hold in all of them."""
 
 from __future__ import annotations
 
@@ -161,5 +161,5 @@ def test_the_front_door_holds_no_logic_and_imports_nothing_heavy() -> None:
 
 
 def test_no_module_is_long() -> None:
-    """A room past about 500 lines wants two names (design.md)."""
+    """A file of more than about 500 lines should be two files."""
     assert not {module(p): n for p in sources() if (n := len(p.read_text().splitlines())) > 500}
