@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 _HOOKS = """usage: claude-hooks-server [--help]
 
-Serves this user's sandboxes in the background: receives Claude Code's hook events, notifies, leads the
-microphone into a sandbox where you said --voice. It is started when it is needed; by hand it runs in the
+Serves this user's sandboxes in the background: receives Claude Code's hook events, notifies, forwards the
+microphone to sandboxes with --voice. It is started when it is needed; by hand it runs in the
 foreground, for a service manager. `claude-sandbox restart-hooks` starts it again.
 """
 _AUDIO = """usage: claude-audio-server [--help]
 
-Leads the microphone into sandboxes whose Claude was started with --voice, while they record. It is a part of
+Forwards the microphone to sandboxes whose Claude was started with --voice, while they record. It is a part of
 claude-hooks-server, which this starts.
 """
 

@@ -56,7 +56,7 @@ def ensure() -> bool:
 
 
 def register(instance: Instance, project: Path | str, *, uid: int) -> None:
-    """Tell the server of a sandbox that runs (at each launch; the same again is fine). It hears at once,
+    """Register a running sandbox with the server (at each launch; repeating it is fine). The server knows at once,
     or within seconds. Raises OSError."""
     from _claude_sandbox.hooks.registration import Registration
 

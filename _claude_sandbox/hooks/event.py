@@ -240,7 +240,7 @@ def _time(value: object, received_ns: int) -> int:
 
 
 def _head(head: object) -> dict[str, Any]:
-    """What the beginning of a payload tells: its top-level texts come first. Nothing nested is trusted
+    """What the beginning of a payload holds: its top-level texts come first. Nothing nested is trusted
     beyond being shown: a later pair of the same name does not replace an earlier one."""
     try:
         raw = base64.b64decode(head, validate=True) if isinstance(head, str) else b""

@@ -100,7 +100,7 @@ class SessionTable:
         }
 
     def restore(self, value: Mapping[str, Any]) -> None:
-        """Become what `snapshot` told; raises KeyError, TypeError, ValueError when it is none."""
+        """Restore what `snapshot` returned; raises KeyError, TypeError, ValueError for anything else."""
         sessions = [Session.from_json(each) for each in value["sessions"]]
         spools = {
             str(sandbox): {str(spool): int(n) for spool, n in of.items()}

@@ -1,4 +1,4 @@
-"""What every verb needs: Lima on this host, the guest's user, and a way to tell and to ask."""
+"""What every verb needs: Lima on this host, the guest's user, and where progress is shown and questions are asked."""
 
 from __future__ import annotations
 

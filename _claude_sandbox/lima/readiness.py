@@ -11,7 +11,7 @@ STAMP = "claude-sandbox.ready"  # in the instance directory: which boot was seen
 
 
 def boot_id(instance: Instance) -> str | None:
-    """What tells one boot from another: the host agent's pid file."""
+    """What identifies a boot: the host agent's pid file."""
     try:
         file = instance.dir / "ha.pid"
         return f"{file.read_text().strip()} {file.stat().st_mtime_ns}"

@@ -62,7 +62,7 @@ Action = Show | Withdraw
 
 
 def label(project: str, others: Iterable[str]) -> str:
-    """The project's basename, with as much of its path as tells it apart from others of that name.
+    """The project's basename, with as much of its path as distinguishes it from others of that name.
 
     >>> label("/home/me/work/app", ["/home/me/play/app", "/srv/x"])
     'work/app'
@@ -99,7 +99,7 @@ def quiet_left(quiet: tuple[int, int] | None, minute: float) -> float:
 class Policy:
     """Takes transitions in their order, answers with what to show or withdraw now. Times: seconds, monotonic.
 
-    `states`: what the user wants to be notified of; `projects`: those that exist, to tell equal names apart.
+    `states`: what the user wants to be notified of; `projects`: those that exist, to distinguish equal names.
     """
 
     def __init__(

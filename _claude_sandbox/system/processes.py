@@ -77,7 +77,7 @@ def _by_clock(pid: int, started: float) -> Identity | None:
 
 @functools.cache
 def boot_id() -> str:
-    """What tells this boot of the host from any other; "" where the host does not say."""
+    """What identifies this boot of the host; "" where the host does not say."""
     if sys.platform == "darwin":
         return _boot_session()
     try:

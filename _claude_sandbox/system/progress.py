@@ -1,4 +1,4 @@
-"""What long work tells while it goes on. The verbs speak to a `Progress`; the fronts render it."""
+"""What long work reports while it runs. The verbs report to a `Progress`; the fronts render it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Progress:
         """Something worth knowing, once."""
 
     def warn(self, text: str) -> None:
-        """Something is not as it should be, and we go on. The same words again are not told again."""
+        """A warning; the work continues. The same text is shown once."""
 
     def ask(self, question: str) -> bool | None:
         """A yes/no question, no by default; None when there is nobody to ask, or not now."""

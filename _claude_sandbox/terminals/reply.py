@@ -39,7 +39,7 @@ class Replied:
 def reply(
     session: Session, text: str, runner: Runner, *, now: Callable[[], Session | None], attach: str = ""
 ) -> Replied:
-    """Answer `session` as the user saw it. `now` tells its state at this moment; `attach`: how to go there.
+    """Answer `session` as the user saw it. `now` returns its state at this moment; `attach`: how to go there.
 
     Raises RefusedError, and SandboxNotFoundError when we recorded no pane for it.
     """

@@ -143,7 +143,7 @@ def granted(
 
 
 def trouble(command: Sequence[str]) -> str | None:
-    """What to tell before a session with voice when nothing can record here now."""
+    """The warning before a session with voice when nothing can record here now."""
     found = recorder.find_command(command)
     return None if found.ok else f"Voice has no microphone: {found.reason}. {found.remedy}"
 
