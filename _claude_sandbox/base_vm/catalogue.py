@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from _claude_sandbox.errors import UsageError
 
-SMALL_HINT = "claude,git,jq,tmux"
-
 
 @dataclass(frozen=True)
 class Source:

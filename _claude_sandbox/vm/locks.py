@@ -24,14 +24,13 @@ Note = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def names_lock(note: Note | None = None) -> Iterator[None]:
+def names_lock(note: Note) -> Iterator[None]:
     """Held while a name is chosen and its journal begun, a matter of milliseconds."""
-
-    def on_wait(who: str) -> None:
-        if note is not None:
-            note(f"Waiting for {who}, which chooses a name …")
-
-    with lock(_locks() / "names.lock", timeout=30, on_wait=on_wait):
+    with lock(
+        _locks() / "names.lock",
+        timeout=30,
+        on_wait=lambda who: note(f"Waiting for {who}, which chooses a name …"),
+    ):
         yield
 
 

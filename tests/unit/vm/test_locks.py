@@ -18,7 +18,7 @@ def test_locks_are_by_project_and_in_our_own_directory(home: Path) -> None:
     for path in (one, other, vm_locks.base_lock_path("tools-vm")):
         assert path.is_relative_to(paths.state_dir())
     assert vm_locks.base_lock_path("a") != vm_locks.base_lock_path("b")
-    with vm_locks.names_lock():
+    with vm_locks.names_lock(pytest.fail):
         assert (paths.state_dir() / "locks" / "names.lock").exists()
 
 
@@ -31,7 +31,7 @@ def test_no_name_makes_a_lock_of_another_kind(home: Path, name: str) -> None:
     with (
         vm_locks.build_lock("a", pytest.fail),
         vm_locks.base_lock("a", pytest.fail),
-        vm_locks.names_lock(),
+        vm_locks.names_lock(pytest.fail),
         lock(locks / "golden.lock", timeout=0),
         lock(locks / "credential.lock", timeout=0),
         lock(vm_locks.project_lock_path(Path("/a")), timeout=0),
