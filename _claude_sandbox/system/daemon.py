@@ -110,7 +110,7 @@ def stop(daemon: Daemon, *, ask_to_stop: Callable[[], None], timeout: float = ST
         if _gone(daemon, timeout):
             return True
     for number in (signal.SIGTERM, signal.SIGKILL):
-        pid = _own_process(daemon)
+        pid = _wait_for_process(daemon, timeout)
         if pid is None:
             break
         with contextlib.suppress(ProcessLookupError):
@@ -165,6 +165,15 @@ def _gone(daemon: Daemon, timeout: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def _wait_for_process(daemon: Daemon, timeout: float) -> int | None:
+    """`_own_process`, or None once nobody holds the lock. A worker whose supervisor was killed holds it for a moment,
+    and starts another supervisor."""
+    deadline = time.monotonic() + timeout
+    while (pid := _own_process(daemon)) is None and held(daemon) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return pid
 
 
 def _own_process(daemon: Daemon) -> int | None:

@@ -98,6 +98,15 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         shutil.rmtree(root)
 
 
+def test_a_restart_right_after_a_kill_waits_for_what_is_left(world: World) -> None:
+    daemon_client.ensure()
+    before = world.all_up()
+    for name in ("supervisor", "attention"):
+        os.kill(before[name], signal.SIGKILL)
+    daemon_client.restart()
+    assert not {*before.values()} & {*world.all_up().values()}
+
+
 def connected(guest: Guest) -> None:
     """Its VM was seen to be ready."""
     readiness.record(Instance(guest.name, "", guest.registration.dir), "/p", 1000)
