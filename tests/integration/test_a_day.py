@@ -21,7 +21,7 @@ import pytest
 
 from _claude_sandbox.base_vm import catalogue as base_vm_catalogue
 from _claude_sandbox.disks import qcow2
-from tests.support.machine import Person, Screen, Stub
+from tests.support.machine import Person, Screen, Stub, wait_until
 
 pytestmark = pytest.mark.vm
 NAME, SECOND = "claude-sandbox-app", "claude-sandbox-app-"
@@ -288,25 +288,32 @@ def screen(user: Person) -> Iterator[Screen]:
     shown.tmux("kill-server")
 
 
+def _clients(user: Person) -> set[str]:
+    """Of the person's own tmux server."""
+    return set(user.run("tmux", "list-clients", "-F", "#{client_pid}", code=None).out.split())
+
+
 @pytest.mark.spec("4.13", "6.2")
 def test_the_tui_under_tmux(user: Person, app: Path, stub: Stub, screen: Screen) -> None:
     """Claude's prompt with no dialog before it; an answer; detach and attach again; the end."""
     command = str(user.checkout / "claude-sandbox")
     screen.open(
-        app, stub.env, "sh", "-c", f"{command} --new; echo code=$?; {command}; echo code=$?; sleep 600"
+        app, stub.env, "sh", "-c", f"{command} --new; echo detached=$?; {command}; echo ended=$?; sleep 600"
     )
     assert "❯" in screen.wait_for("bypass permissions on")
     screen.type("hello there")
     screen.wait_for("stub reply")
     sessions = user.run("tmux", "list-sessions", "-F", "#{session_name}").out.split()
     assert len(sessions) == 1 and sessions[0].startswith(f"{NAME}-")
+    before = _clients(user)
     user.run("tmux", "detach-client", "-s", sessions[0])
-    screen.wait_for("bypass permissions on")  # `claude-sandbox` again: the same Claude
+    # `claude-sandbox` again: the same Claude. Until it is attached the screen may still show the first one.
+    wait_until(lambda: _clients(user) - before, 180, "another client")
+    screen.wait_for("bypass permissions on")
     assert user.run("tmux", "list-sessions", "-F", "#{session_name}").out.split() == sessions
     screen.type("/exit")
     screen.tmux("send-keys", "Enter")
-    shown = screen.wait_for("code=0")
-    assert shown.count("code=0") >= 1
+    assert "detached=0" in screen.wait_for("ended=0")
     assert user.run("tmux", "list-sessions", code=None).code != 0, "the session ended with Claude"
 
 

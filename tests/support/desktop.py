@@ -68,7 +68,7 @@ class Desktop:
         self._ctl("action", "0")
 
     def shown(self) -> list[str]:
-        """`TITLE: BODY` of all that were shown so far; takes those away that still are."""
+        """`TITLE: BODY` of all that were shown so far, newest first; takes those away that still are."""
         self._ctl("close-all")
         self._wait(lambda: self.showing() == 0)
         entries: list[dict[str, dict[str, Any]]] = json.loads(self._ctl("history"))["data"][0]

@@ -225,6 +225,13 @@ class Screen:
             time.sleep(0.5)
 
 
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it never came: {what}"
+        time.sleep(0.5)
+
+
 def squeezed(text: str) -> str:
     """Without white space: a long line is wrapped and indented."""
     return "".join(text.split())
