@@ -31,6 +31,7 @@ from _claude_sandbox.credentials.variables import Variable
 from _claude_sandbox.errors import ClaudeSandboxError, RefusedError, UsageError
 from _claude_sandbox.hooks import guest_setup as hooks_guest_setup
 from _claude_sandbox.system.run import Result
+from tests.support.box import need
 
 # -- the plan --------------------------------------------------------------------------------------
 
@@ -241,6 +242,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def test_everything_is_there_and_the_second_launch_costs_one_call(world: World) -> None:
+    need("git")  # the guest's part runs here
     report = world.up(identity=GitIdentity("Ada", "ada@example.com"))
     assert report.put == ("CLAUDE.md", "hooks/h.sh", "settings.json") and world.calls == ["ask", "apply"]
     assert (world.guest / "CLAUDE.md").read_text() == "be kind\n"
