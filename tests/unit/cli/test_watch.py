@@ -19,6 +19,7 @@ from _claude_sandbox.cli import watch
 from _claude_sandbox.hooks.attention import Session
 from _claude_sandbox.sandbox import overview as sandbox_overview
 from _claude_sandbox.sandbox.overview import Row
+from tests.support.box import heed_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[3]
 NOW = 10**18
@@ -122,6 +123,7 @@ class Viewer:
         def own_terminal() -> None:
             import fcntl
 
+            heed_ctrl_c()  # whoever runs the tests in the background ignores it
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         self.fd, slave = pty.openpty()
