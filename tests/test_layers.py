@@ -163,3 +163,13 @@ def test_the_front_door_holds_no_logic_and_imports_nothing_heavy() -> None:
 def test_no_module_is_long() -> None:
     """A file of more than about 500 lines should be two files."""
     assert not {module(p): n for p in sources() if (n := len(p.read_text().splitlines())) > 500}
+
+
+def test_a_class_has_one_name() -> None:
+    """Two classes of one name are two meanings for one word."""
+    found: dict[str, list[str]] = {}
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in found.items() if len(where) > 1} == {}

@@ -11,7 +11,7 @@ from typing import Any
 from _claude_sandbox.credentials import stores
 from _claude_sandbox.credentials.record import (
     UNDO_MS,
-    Record,
+    LoginRecord,
     SandboxLogin,
     StoreChange,
     Verdict,
@@ -82,7 +82,7 @@ class CredentialLogin:
         return stores.encode(mine, there) if mine is not None and wanted else None
 
     def shares(self, sandbox: str) -> bool:
-        row = Record.load(self._record).sandboxes.get(sandbox)
+        row = LoginRecord.load(self._record).sandboxes.get(sandbox)
         return row is not None and row.store == self.store.where and not row.own
 
     def collect(self, fetched: bytes, sandbox: str, account: str = "") -> Collected | None:
@@ -158,7 +158,7 @@ class CredentialLogin:
 
     def _judge(
         self,
-        record: Record,
+        record: LoginRecord,
         value: dict[str, Any],
         account: str,
         current: dict[str, Any] | None,
@@ -170,7 +170,7 @@ class CredentialLogin:
         return judge(value, account, current=current, row=row, store=where, change=change, now=now)
 
     def _take(
-        self, record: Record, value: dict[str, Any], account: str, sandbox: str, raw: bytes | None
+        self, record: LoginRecord, value: dict[str, Any], account: str, sandbox: str, raw: bytes | None
     ) -> None:
         where, now, current = self.store.where, stores.now_ms(), stores.parse(raw)
         change = record.stores.get(where, StoreChange())
@@ -196,10 +196,10 @@ class CredentialLogin:
         return self.state / "login.json"
 
     @contextlib.contextmanager
-    def _recorded(self) -> Iterator[Record]:
+    def _recorded(self) -> Iterator[LoginRecord]:
         """The record, under the lock; written when the block has ended well and changed it."""
         with files.lock(self.state / "locks" / "credential.lock", timeout=5):
-            record, before = Record.load(self._record), Record.load(self._record)
+            record, before = LoginRecord.load(self._record), LoginRecord.load(self._record)
             yield record
             if record != before:
                 record.save(self._record)

@@ -78,12 +78,12 @@ class StoreChange:
 
 
 @dataclass
-class Record:
+class LoginRecord:
     sandboxes: dict[str, SandboxLogin] = field(default_factory=dict)
     stores: dict[str, StoreChange] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, file: Path) -> Record:
+    def load(cls, file: Path) -> LoginRecord:
         """An empty one when there is none that can be read."""
         data = jsonio.read_object(file) or {}
         if data.get("schema") != SCHEMA:

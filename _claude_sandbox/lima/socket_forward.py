@@ -144,7 +144,7 @@ class Forward:
     async def _once(self) -> tuple[bool, str]:
         """One connection from its start to its end: whether it was up for a while, and why it ended."""
         transport, connection = await LocalRunner().spawn_protocol(
-            self._command(), lambda: _Connection(self._names, self._heard)
+            self._command(), lambda: _SshConnection(self._names, self._heard)
         )
         try:
             await wait_at_most(connection.settled, READY_WITHIN)
@@ -164,7 +164,7 @@ class Forward:
                 connection.ready = frozenset()
                 self._on_state(connection.ready)
 
-    def _heard(self, connection: _Connection, name: str, code: str) -> None:
+    def _heard(self, connection: _SshConnection, name: str, code: str) -> None:
         """The guest said that a service is ready (`code` ""), or that its script ended."""
         if code:
             # A little later: what it said comes by another pipe.
@@ -174,7 +174,7 @@ class Forward:
             self._report(name, "")
         self._on_state(connection.ready)
 
-    def _report_end(self, connection: _Connection, name: str, code: str) -> None:
+    def _report_end(self, connection: _SshConnection, name: str, code: str) -> None:
         if name not in connection.ready:
             self._report(name, f"{name} ended in the guest ({code}): {connection.take_words()}")
 
@@ -188,10 +188,10 @@ class Forward:
         self._trouble[what] = trouble
 
 
-class _Connection(asyncio.SubprocessProtocol):
+class _SshConnection(asyncio.SubprocessProtocol):
     """What our ssh says: lines that mean something, and on stderr why it ends."""
 
-    def __init__(self, names: frozenset[str], heard: Callable[[_Connection, str, str], None]) -> None:
+    def __init__(self, names: frozenset[str], heard: Callable[[_SshConnection, str, str], None]) -> None:
         self._names, self._on_line = names, heard
         self.up, self.ready = False, frozenset[str]()
         self.settled = asyncio.Event()  # it is up, or never will be
@@ -261,7 +261,7 @@ async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
         waiting.cancel()
 
 
-async def _end(transport: asyncio.SubprocessTransport, connection: _Connection) -> None:
+async def _end(transport: asyncio.SubprocessTransport, connection: _SshConnection) -> None:
     """End it if it lives (stdin, TERM, KILL) and let go of its pipes, whoever else holds them."""
     stdin = transport.get_pipe_transport(0)
     if stdin is not None:

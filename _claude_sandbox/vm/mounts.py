@@ -87,7 +87,7 @@ OWN_CACHE_OF_ROOT = Path("/var/cache/claude-sandbox")  # the launcher's, for roo
 
 
 @dataclass(frozen=True)
-class Row:
+class NeverShared:
     """One row of the list: places as text (`~/…`, `/…`, `$VARIABLE`), or a function that knows them.
 
     `above`: only what contains the place is refused, not what lies in it. `writable`: a read-only share
@@ -126,34 +126,34 @@ def _holds_home(text: str) -> bool:
     return paths.home().resolve().is_relative_to(_resolved(Path(text)))
 
 
-_PATH = Row("a directory of your PATH", ("$PATH",), _on_path, writable=True)
+_PATH = NeverShared("a directory of your PATH", ("$PATH",), _on_path, writable=True)
 _LOGIN = "claude-sandbox's login"
 LIST = (
-    Row("Lima's directory", ("$LIMA_HOME",), lambda: [paths.lima_home()]),
-    Row("claude-sandbox's state", ("the state directory",), lambda: [paths.state_dir()]),
-    Row("claude-sandbox's data", ("the data directory",), lambda: [paths.data_dir()]),
-    Row("claude-sandbox's cache", ("the cache directory", str(OWN_CACHE_OF_ROOT)),
+    NeverShared("Lima's directory", ("$LIMA_HOME",), lambda: [paths.lima_home()]),
+    NeverShared("claude-sandbox's state", ("the state directory",), lambda: [paths.state_dir()]),
+    NeverShared("claude-sandbox's data", ("the data directory",), lambda: [paths.data_dir()]),
+    NeverShared("claude-sandbox's cache", ("the cache directory", str(OWN_CACHE_OF_ROOT)),
         lambda: [paths.cache_dir(), OWN_CACHE_OF_ROOT]),
-    Row("your configuration of claude-sandbox", ("the directory of `config.yaml`",),
+    NeverShared("your configuration of claude-sandbox", ("the directory of `config.yaml`",),
         lambda: [paths.config_file().parent]),
-    Row("claude-sandbox's sockets", ("the runtime directory",), paths.runtime_places),
-    Row(_LOGIN, ("~/.claude-sandbox",)),
-    Row("the running claude-sandbox", ("its checkout or package", "its Python environment"), _running),
-    Row("your keys", ("~/.ssh", "~/.gnupg", "~/.local/share/keyrings", "~/Library/Keychains")),
-    Row("your own Claude Code", ("~/.claude", "~/.claude.json", "$CLAUDE_CONFIG_DIR")),
-    Row("what your shells and logins read",
+    NeverShared("claude-sandbox's sockets", ("the runtime directory",), paths.runtime_places),
+    NeverShared(_LOGIN, ("~/.claude-sandbox",)),
+    NeverShared("the running claude-sandbox", ("its checkout or package", "its Python environment"), _running),
+    NeverShared("your keys", ("~/.ssh", "~/.gnupg", "~/.local/share/keyrings", "~/Library/Keychains")),
+    NeverShared("your own Claude Code", ("~/.claude", "~/.claude.json", "$CLAUDE_CONFIG_DIR")),
+    NeverShared("what your shells and logins read",
         ("~/.profile", "~/.bash_profile", "~/.bash_login", "~/.bashrc", "~/.bash_logout", "~/.zshenv", "~/.zprofile",
          "~/.zshrc", "~/.zlogin", "$ZDOTDIR", "~/.xprofile", "~/.xsessionrc", "~/.pam_environment",
          "~/.config/environment.d", "~/.config/fish", "~/.config/zsh")),
-    Row("what git reads everywhere", ("~/.gitconfig", "~/.config/git")),
-    Row("what your session starts by itself",
+    NeverShared("what git reads everywhere", ("~/.gitconfig", "~/.config/git")),
+    NeverShared("what your session starts by itself",
         ("~/.config/autostart", "~/.config/autostart-scripts", "~/.config/plasma-workspace", "~/.config/systemd",
          "~/.config/containers/systemd", "~/.local/share/systemd", "~/.local/share/dbus-1",
          "~/.local/share/applications", "~/Library/LaunchAgents")),
-    Row("your programs", ("~/.local/bin", "~/.local/lib", "~/bin")),
-    Row("the sockets of your session", ("/run/user", "$XDG_RUNTIME_DIR")),
-    Row("every program's temporary files", ("/tmp", "/var/tmp"), above=True),
-    Row("the operating system", ("/etc", "/usr", "/usr/lib", "/usr/local/lib", "/boot", "/lib", "/var/lib", "/var/spool",
+    NeverShared("your programs", ("~/.local/bin", "~/.local/lib", "~/bin")),
+    NeverShared("the sockets of your session", ("/run/user", "$XDG_RUNTIME_DIR")),
+    NeverShared("every program's temporary files", ("/tmp", "/var/tmp"), above=True),
+    NeverShared("the operating system", ("/etc", "/usr", "/usr/lib", "/usr/local/lib", "/boot", "/lib", "/var/lib", "/var/spool",
         "/Library", "/System"), above=True, writable=True),
     _PATH,
 )  # fmt: skip
@@ -235,7 +235,9 @@ def check_shareable(
     `settings` is the settings directory, which is shared read-only and never otherwise. `project`: programs
     in it may be on PATH (an activated venv, node_modules/.bin): those directories are returned, for a warning.
     """
-    rows = LIST if settings is None else (Row("the settings directory", (), lambda: [settings]), *LIST)
+    rows = (
+        LIST if settings is None else (NeverShared("the settings directory", (), lambda: [settings]), *LIST)
+    )
     for row in rows:
         if row.writable and not writable:
             continue

@@ -14,7 +14,7 @@ from _claude_sandbox.credentials import select as credentials_select
 from _claude_sandbox.credentials import share as credentials_share
 from _claude_sandbox.credentials import stores as credentials_stores
 from _claude_sandbox.credentials.exchange import CredentialLogin
-from _claude_sandbox.credentials.record import Record
+from _claude_sandbox.credentials.record import LoginRecord
 from tests.support.credentials import FakeRunner, ShGuest, oauth
 
 MINE, THEIRS = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
@@ -238,7 +238,7 @@ def test_killed_while_it_is_taken_over_the_next_run_takes_it(
 
     saves: list[int] = []
 
-    def save(record: Record, file: Path) -> None:
+    def save(record: LoginRecord, file: Path) -> None:
         saves.append(1)
         if len(saves) == (1 if step == "the record" else 2 if step == "the end" else 0):
             raise Killed
@@ -247,10 +247,10 @@ def test_killed_while_it_is_taken_over_the_next_run_takes_it(
     def replace(store: Any, new: bytes, previous: bytes | None) -> None:
         raise Killed
 
-    whole = Record.save
+    whole = LoginRecord.save
     host.launch("a")
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "save", save)
+        patch.setattr(LoginRecord, "save", save)
         if step == "the store":
             patch.setattr(credentials_stores.FileStore, "replace", replace)
         with pytest.raises(Killed):
@@ -305,7 +305,7 @@ def test_nothing_to_undo(host: Host) -> None:
 def test_without_its_record_the_host_asks(host: Host, raw: bytes) -> None:
     host.launch("a")
     (host.home / "state" / "login.json").write_bytes(raw)
-    assert Record.load(host.home / "state" / "login.json") == Record()
+    assert LoginRecord.load(host.home / "state" / "login.json") == LoginRecord()
     assert host.login().collect(made("second"), "a", MINE) is None and host.questions
 
 
