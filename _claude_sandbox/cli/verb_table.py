@@ -122,7 +122,7 @@ COMMON = (
     ("", _switch("-v", "--verbose", help="show every command that is run")),
     ("", _switch("-q", "--quiet", help="only warnings, errors and what was asked for")),
     ("json", _switch("--json", help="print data as JSON")),
-    ("changes", _switch("--dry-run", help="print the commands instead of running them")),
+    ("changes", _switch("--dry-run", help="print what would be done instead of doing it")),
     ("", _switch("-h", "--help", help="print this help")),
     ("", _switch("--version", help="print the version")),
 )  # fmt: skip
