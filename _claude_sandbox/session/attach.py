@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _claude_sandbox.claude_home import prepare as claude_home_prepare
 from _claude_sandbox.errors import ClaudeNotInstalledError, ClaudeSandboxError, GuestConnectionError
 from _claude_sandbox.lima.context import Context
 from _claude_sandbox.lima.limactl import RUNNING, Instance, tag
@@ -63,7 +62,9 @@ class Attachment:
         keep = {k: v for k, v in os.environ.items() if k.startswith("TMUX") or k == "TERM"}
         os.environ.update({**data.pop("environ"), **keep})
         argv, env, hidden = data.pop("command")
-        term = claude_home_prepare.guest_term(os.environ.get("TERM", ""))
+        from _claude_sandbox.claude_home.prepare import guest_term
+
+        term = guest_term(os.environ.get("TERM", ""))
         command = Command(tuple(argv), {**env, "TERM": term}, hidden=frozenset(hidden))
         voice = data.pop("voice")
         return cls(command, **data, voice=None if voice is None else tuple(voice))
@@ -127,7 +128,9 @@ def run_attached(ctx: Context, attachment: Attachment) -> int:
         broken(code == SSH_FAILED)
     instance = ctx.lima.read_instance_files(attachment.vm)
     if instance is not None and code != SSH_FAILED:
-        claude_home_prepare.collect_login(ctx, Path(attachment.settings), instance)
+        from _claude_sandbox.claude_home.prepare import collect_login
+
+        collect_login(ctx, Path(attachment.settings), instance)
     if code == NOT_FOUND:
         raise ClaudeNotInstalledError(
             f"There is no `claude` in {attachment.vm}.",

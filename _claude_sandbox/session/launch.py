@@ -6,9 +6,8 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from _claude_sandbox.claude_home import prepare as claude_home_prepare
-from _claude_sandbox.claude_home.prepare import SessionInputs
 from _claude_sandbox.config.table import PROJECT_FILE
 from _claude_sandbox.lima import remote_command
 from _claude_sandbox.lima.context import Context
@@ -24,10 +23,12 @@ from _claude_sandbox.session.attach import (
 from _claude_sandbox.system import paths, program, terminal
 from _claude_sandbox.terminals import records as terminals_records
 from _claude_sandbox.terminals.tmux import Tmux
-from _claude_sandbox.vm import first_boot
 from _claude_sandbox.vm.locks import project_lock_path
 from _claude_sandbox.vm.target import Target
 from _claude_sandbox.voice import grants as voice_grants
+
+if TYPE_CHECKING:
+    from _claude_sandbox.claude_home.prepare import SessionInputs
 
 
 def run_claude(
@@ -46,7 +47,11 @@ def run_claude(
         if config.sources.get("voice", "").startswith("--"):
             ctx.progress.warn("This is the session that ran already; --voice counts for a new one (--new).")
         return attach(ctx, tmux, live)
-    inputs = inputs or claude_home_prepare.bring_up_to_date(ctx, target)
+    # Not on the way to a live session: these take 20 ms to import.
+    from _claude_sandbox.claude_home.prepare import bring_up_to_date
+    from _claude_sandbox.vm import first_boot
+
+    inputs = inputs or bring_up_to_date(ctx, target)
     first_boot.mention_old_claude(ctx, instance)
     if config.voice and (trouble := voice_grants.trouble(config.voice_command)):
         ctx.progress.warn(trouble)
@@ -86,7 +91,9 @@ def run_shell(
     `began` is when this program did (ns), for the note that makes the next shell quicker; `inputs` as above.
     """
     tty = sys.stdin.isatty() and (sys.stdout.isatty() or not arguments)
-    inputs = inputs or claude_home_prepare.bring_up_to_date(ctx, target, quick=True)
+    from _claude_sandbox.claude_home.prepare import bring_up_to_date
+
+    inputs = inputs or bring_up_to_date(ctx, target, quick=True)
     with contextlib.suppress(OSError, ValueError):  # the next shell is a little slower then
         _leave_note(ctx, target, inputs, began)
     line = remote_command.shell_line(target.point, arguments, tty=tty)
